@@ -1,0 +1,209 @@
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use tinyfusion_core::{BlockStack, Error, LatentBatch, LatentQuery, Result, StepRng};
+
+use crate::loss::{Distillation, Losses, Noised};
+use crate::{GaussianDiffusion, Objective};
+
+/// How often labels are replaced by the null class, so that one network learns both halves of
+/// classifier-free guidance (Ho & Salimans, 2207.12598).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelDrop {
+    /// Number of classes, which is also the id of the null class.
+    pub num_classes: u32,
+    /// Probability that a label is dropped; 0.1 for DiT.
+    pub probability: f64,
+}
+
+/// DiT's training problem: predict the noise of a noised latent (or pixel) batch.
+///
+/// Works for every stack that takes a [`LatentQuery`]; the network's prediction is its output,
+/// (B, 2C, H, W) with a learned variance and (B, C, H, W) with a fixed one.
+#[derive(Debug, Clone)]
+pub struct DenoisingObjective {
+    diffusion: GaussianDiffusion,
+    labels: LabelDrop,
+}
+
+/// A batch noised and ready: everything random of one step.
+#[derive(Debug, Clone)]
+pub struct DenoisingDraw {
+    /// Timesteps of the (respaced) chain, one per sample.
+    pub t: Vec<u32>,
+    /// Clean samples x_0 (B, C, H, W) f32.
+    pub x_start: Tensor,
+    /// ε (B, C, H, W) f32.
+    pub noise: Tensor,
+    /// x_t (B, C, H, W) f32.
+    pub x_t: Tensor,
+    /// (B,) u32 class ids after dropping.
+    pub y: Tensor,
+}
+
+impl DenoisingDraw {
+    fn noised(&self) -> Noised<'_> {
+        Noised {
+            x_start: &self.x_start,
+            noise: &self.noise,
+            x_t: &self.x_t,
+            t: &self.t,
+        }
+    }
+}
+
+impl DenoisingObjective {
+    /// The objective over `diffusion` with labels dropped as `labels` says.
+    pub fn new(diffusion: GaussianDiffusion, labels: LabelDrop) -> Result<Self> {
+        if !(0.0..=1.0).contains(&labels.probability) {
+            return Err(Error::usage(format!(
+                "the probability of dropping a label must be in [0, 1], found {}",
+                labels.probability
+            )));
+        }
+        Ok(Self { diffusion, labels })
+    }
+
+    /// The process.
+    pub fn diffusion(&self) -> &GaussianDiffusion {
+        &self.diffusion
+    }
+
+    /// How labels are dropped.
+    pub fn labels(&self) -> LabelDrop {
+        self.labels
+    }
+
+    /// Draws t uniformly over the chain, then ε, then which labels are dropped.
+    pub fn draw(&self, batch: &LatentBatch, rng: &mut StepRng) -> Result<DenoisingDraw> {
+        let b = batch.x.dim(0)?;
+        let chain = self.diffusion.num_timesteps();
+        let t = rng.below(chain, b).into_iter().map(|t| t as u32).collect();
+        let noise = rng.normal(batch.x.shape().clone(), batch.x.device())?;
+        let dropped = rng
+            .uniform(b)
+            .into_iter()
+            .map(|u| u < self.labels.probability);
+        let mut y = batch.y.to_vec1::<u32>()?;
+        for (label, dropped) in y.iter_mut().zip(dropped) {
+            if dropped {
+                *label = self.labels.num_classes;
+            }
+        }
+        let y = Tensor::new(y, batch.x.device())?; // (B,)
+        self.draw_at(
+            &LatentBatch {
+                x: batch.x.clone(),
+                y,
+            },
+            t,
+            noise,
+        )
+    }
+
+    /// The draw with given timesteps and noise and with all labels kept: for held-out losses that are
+    /// compared between networks.
+    pub fn draw_at(
+        &self,
+        batch: &LatentBatch,
+        t: Vec<u32>,
+        noise: Tensor,
+    ) -> Result<DenoisingDraw> {
+        let b = batch.x.dim(0)?;
+        let y = batch.y.to_vec1::<u32>()?;
+        if y.len() != b {
+            return Err(Error::usage(format!(
+                "a batch of {b} samples came with {} labels",
+                y.len()
+            )));
+        }
+        if let Some(label) = y.iter().find(|&&label| label > self.labels.num_classes) {
+            return Err(Error::usage(format!(
+                "class {label} does not exist: the objective knows classes 0..{}",
+                self.labels.num_classes
+            )));
+        }
+        let x_t = self.diffusion.q_sample(&batch.x, &t, &noise)?;
+        Ok(DenoisingDraw {
+            t,
+            x_start: batch.x.clone(),
+            noise,
+            x_t,
+            y: batch.y.clone(),
+        })
+    }
+
+    /// The samples start..start + len.
+    pub fn rows(&self, draw: &DenoisingDraw, start: usize, len: usize) -> Result<DenoisingDraw> {
+        let t = draw.t.get(start..start + len).ok_or_else(|| {
+            Error::usage(format!(
+                "rows {start}..{} were asked of a draw of {} samples",
+                start + len,
+                draw.t.len()
+            ))
+        })?;
+        Ok(DenoisingDraw {
+            t: t.to_vec(),
+            x_start: draw.x_start.narrow(0, start, len)?, // (len, C, H, W)
+            noise: draw.noise.narrow(0, start, len)?,
+            x_t: draw.x_t.narrow(0, start, len)?,
+            y: draw.y.narrow(0, start, len)?, // (len,)
+        })
+    }
+
+    /// What the network is asked: x_t, the timestep of the trained chain, the label.
+    pub fn query(&self, draw: &DenoisingDraw) -> Result<LatentQuery> {
+        let t = self.diffusion.model_timesteps(&draw.t, draw.x_t.device())?; // (B,)
+        Ok(LatentQuery {
+            x: draw.x_t.clone(),
+            t,
+            y: draw.y.clone(),
+        })
+    }
+
+    /// The training loss with its parts; see [`GaussianDiffusion::losses`].
+    pub fn losses(&self, output: &Tensor, draw: &DenoisingDraw) -> Result<Losses> {
+        self.diffusion.losses(output, &draw.noised())
+    }
+
+    /// The distillation loss with its parts; see [`GaussianDiffusion::distillation`].
+    pub fn distillation(
+        &self,
+        student: &Tensor,
+        teacher: &Tensor,
+        draw: &DenoisingDraw,
+    ) -> Result<Distillation> {
+        self.diffusion
+            .distillation(student, teacher, &draw.noised())
+    }
+}
+
+impl<S: BlockStack<Input = LatentQuery>> Objective<S> for DenoisingObjective {
+    type Batch = LatentBatch;
+    type Draw = DenoisingDraw;
+    type Prediction = Tensor;
+
+    fn draw(&self, batch: &LatentBatch, rng: &mut StepRng) -> Result<DenoisingDraw> {
+        self.draw(batch, rng)
+    }
+
+    fn rows(&self, draw: &DenoisingDraw, start: usize, len: usize) -> Result<DenoisingDraw> {
+        self.rows(draw, start, len)
+    }
+
+    fn input(&self, draw: &DenoisingDraw) -> Result<LatentQuery> {
+        self.query(draw)
+    }
+
+    fn predict(&self, _net: &S, output: Tensor, _draw: &DenoisingDraw) -> Result<Tensor> {
+        Ok(output)
+    }
+
+    fn loss(&self, prediction: &Tensor, draw: &DenoisingDraw) -> Result<Tensor> {
+        Ok(self.losses(prediction, draw)?.loss)
+    }
+
+    fn distill(&self, student: &Tensor, teacher: &Tensor, draw: &DenoisingDraw) -> Result<Tensor> {
+        Ok(self.distillation(student, teacher, draw)?.loss)
+    }
+}

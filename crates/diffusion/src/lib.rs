@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+
+mod respacing;
+mod schedule;
+
+mod gaussian;
+mod likelihood;
+mod loss;
+
+mod denoising;
+mod objective;
+
+pub use respacing::Respacing;
+pub use schedule::{BetaSchedule, NoiseSchedule};
+
+pub use gaussian::{
+    Clip, DiffusionConfig, Gaussian, GaussianDiffusion, LossKind, ReverseStep, Target, Variance,
+};
+pub use likelihood::{discretized_gaussian_log_likelihood, normal_kl};
+pub use loss::{Distillation, Losses, Noised};
+
+pub use denoising::{DenoisingDraw, DenoisingObjective, LabelDrop};
+pub use objective::Objective;

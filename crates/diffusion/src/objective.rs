@@ -1,0 +1,44 @@
+use candle_core::Tensor;
+use tinyfusion_core::{BlockStack, Result, StepRng};
+
+/// One training problem on networks of type `S`, owning no weights.
+///
+/// A step is `draw` → `input` → the network → `predict` → `loss` (and `distill` where there is a
+/// teacher). All randomness happens in [`draw`](Self::draw), before any network runs: a draw can be
+/// stored, sliced into micro-batches, and shared by teacher and student, who then see the same noise,
+/// the same timesteps and the same dropped labels without either knowing of the other.
+///
+/// # How the families fit
+///
+/// DiT is [`DenoisingObjective`](crate::DenoisingObjective). The associated types leave room for the others without a
+/// change here. An interpolant (SiT) is asked a [`LatentQuery`](tinyfusion_core::LatentQuery) as DiT
+/// is; only its draw holds continuous times. MAR is asked a [`TokenQuery`](tinyfusion_core::TokenQuery); its
+/// draw holds the token mask and the noise of the per-token diffusion, and since its denoiser is
+/// part of the model, [`predict`](Self::predict) gets the network and turns the tokens' output into the denoiser's
+/// prediction by running it (the bound on `S` then names that ability beside [`BlockStack`]).
+pub trait Objective<S: BlockStack> {
+    /// Clean data, with one entry per sample along the first axis.
+    type Batch;
+    /// A batch with all the randomness of a step.
+    type Draw: Send + Sync;
+    /// What the loss is taken on.
+    type Prediction;
+
+    /// Draws everything random of a step. The same `rng` state gives the same draw on every device.
+    fn draw(&self, batch: &Self::Batch, rng: &mut StepRng) -> Result<Self::Draw>;
+    /// The samples start..start + len of a draw: a micro-batch.
+    fn rows(&self, draw: &Self::Draw, start: usize, len: usize) -> Result<Self::Draw>;
+    /// What the network is asked.
+    fn input(&self, draw: &Self::Draw) -> Result<S::Input>;
+    /// From the output of the stack's head to the prediction; the identity for DiT.
+    fn predict(&self, net: &S, output: Tensor, draw: &Self::Draw) -> Result<Self::Prediction>;
+    /// The training loss per sample, (B,) f32.
+    fn loss(&self, prediction: &Self::Prediction, draw: &Self::Draw) -> Result<Tensor>;
+    /// The output-distillation loss L_KD per sample, (B,) f32. No gradient reaches the teacher.
+    fn distill(
+        &self,
+        student: &Self::Prediction,
+        teacher: &Self::Prediction,
+        draw: &Self::Draw,
+    ) -> Result<Tensor>;
+}
