@@ -1,0 +1,9 @@
+//! Layers in the names and shapes of the official checkpoints.
+
+mod embed;
+mod linear;
+mod transformer;
+
+pub use embed::{LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_2d, timestep_frequencies, unpatchify};
+pub use linear::{Linear, LoraSpec};
+pub use transformer::{Attention, Mlp};

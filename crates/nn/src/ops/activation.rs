@@ -1,0 +1,31 @@
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use super::{host, is_fused, tensor, values};
+use crate::kernels::elementwise::{Act, act, act_backward};
+
+/// GELU in its tanh form, 0.5·x·(1 + tanh(√(2/π)(x + 0.044715x³))); any shape.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    if is_fused(&[x]) { x.contiguous()?.apply_op1(Activation(Act::GeluTanh)) } else { x.gelu() }
+}
+
+/// SiLU, x·σ(x); any shape.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    if is_fused(&[x]) { x.contiguous()?.apply_op1(Activation(Act::Silu)) } else { x.silu() }
+}
+
+struct Activation(Act);
+
+impl CustomOp1 for Activation {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(act(self.0, values(x, xl)?)), xl.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dx = host!(x => x_values, dy => dy; act_backward(self.0, x_values, dy));
+        Ok(Some(tensor(dx, x.shape())?))
+    }
+}

@@ -1,0 +1,51 @@
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+
+use super::{host, is_fused, tensor, values};
+use crate::kernels::attention as kernel;
+
+/// softmax(q·kᵀ/√E)·v per head: packed qkv (B, T, 3·D), in timm's order (3, heads, E), → (B, T, D).
+///
+/// Vaswani et al. 2017, eq. 1.
+pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
+    let (_, t, width) = qkv.dims3()?;
+    if heads == 0 || width % (3 * heads) != 0 {
+        bail!("attention: {heads} heads do not divide a third of the last axis of {:?}", qkv.dims());
+    }
+    if !is_fused(&[qkv]) {
+        return attention_composed(qkv, heads);
+    }
+    let shape = kernel::Shape { t, heads, e: width / 3 / heads };
+    qkv.contiguous()?.apply_op1(Attention(shape))
+}
+
+/// The same from candle's operations.
+pub(crate) fn attention_composed(qkv: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, t, width) = qkv.dims3()?;
+    let e = width / 3 / heads;
+    let packed = qkv.reshape((b, t, 3, heads, e))?.permute((2, 0, 3, 1, 4))?; // (3, B, H, T, E)
+    let part = |i: usize| packed.get(i)?.contiguous(); // (B, H, T, E)
+    let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+    let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / (e as f64).sqrt())?; // (B, H, T, T)
+    let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    let p = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
+    p.matmul(&v)?.transpose(1, 2)?.reshape((b, t, heads * e)) // (B, T, D)
+}
+
+struct Attention(kernel::Shape);
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (b, t, width) = l.shape().dims3()?;
+        let out = kernel::attention(values(qkv, l)?, self.0);
+        Ok((CpuStorage::F32(out), Shape::from((b, t, width / 3))))
+    }
+
+    fn bwd(&self, qkv: &Tensor, _out: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
+        let dqkv = host!(dout => dout, qkv => qkv; kernel::attention_backward(dout, qkv, self.0));
+        Ok(Some(tensor(dqkv, qkv.shape())?))
+    }
+}

@@ -1,0 +1,72 @@
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::{host, is_fused, tensor, values};
+use crate::kernels::elementwise::{gated_residual as forward, gated_residual_backward};
+
+/// x + gate·y for x, y (B, T, D), where the gate of sample b is chunk `chunk` of row b of
+/// `modulation` (B, k·D).
+///
+/// The gate stays inside the packed projection: no chunk is copied out, and its gradient comes back
+/// packed.
+pub fn gated_residual(x: &Tensor, y: &Tensor, modulation: &Tensor, chunk: usize) -> Result<Tensor> {
+    let (b, t, d) = x.dims3()?;
+    let (mb, width) = modulation.dims2()?;
+    if y.dims() != x.dims() || mb != b || (chunk + 1) * d > width {
+        bail!(
+            "gated residual: x {:?}, y {:?} and chunk {chunk} of {:?} do not fit",
+            x.dims(),
+            y.dims(),
+            modulation.dims()
+        );
+    }
+    if !is_fused(&[x, y, modulation]) {
+        let gate = modulation.narrow(1, chunk * d, d)?.unsqueeze(1)?; // (B, 1, D)
+        return x + y.broadcast_mul(&gate)?;
+    }
+    let op = GatedResidual { chunk, t, d };
+    x.contiguous()?.apply_op3(&y.contiguous()?, &modulation.contiguous()?, op)
+}
+
+struct GatedResidual {
+    chunk: usize,
+    t: usize,
+    d: usize,
+}
+
+impl CustomOp3 for GatedResidual {
+    fn name(&self) -> &'static str {
+        "gated-residual"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        y: &CpuStorage,
+        yl: &Layout,
+        m: &CpuStorage,
+        ml: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, width) = ml.shape().dims2()?;
+        let gate = &values(m, ml)?[self.chunk * self.d..];
+        let out = forward(values(x, xl)?, values(y, yl)?, gate, width, self.t, self.d);
+        Ok((CpuStorage::F32(out), xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        m: &Tensor,
+        _out: &Tensor,
+        dout: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (_, width) = m.dims2()?;
+        let at = self.chunk * self.d;
+        let (dy, dm) = host!(dout => dout, y => y, m => m; gated_residual_backward(
+            dout, y, &m[at..], width, at, width, self.t, self.d,
+        ));
+        let dx = x.track_op().then(|| dout.clone());
+        Ok((dx, Some(tensor(dy, y.shape())?), Some(tensor(dm, m.shape())?)))
+    }
+}

@@ -1,0 +1,196 @@
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::{host, is_fused, tensor, values};
+use crate::kernels::elementwise::{Act, act, act_backward, broadcast_rows, sum_rows};
+use crate::kernels::matmul::{Into, Mat, matmul};
+
+/// y = x·Wᵀ + b for x (…, I), W (O, I), b (O,) → (…, O).
+///
+/// Backward forms only what is tracked: a frozen weight costs no dW, an untracked input no dX.
+/// (candle's own matmul always forms both.)
+pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    check(x, w, b)?;
+    if !is_fused(&[x, w]) {
+        return linear_composed(x, w, b);
+    }
+    let (x, w) = (x.contiguous()?, w.contiguous()?);
+    match b {
+        Some(b) => x.apply_op3(&w, &b.contiguous()?, Linear),
+        None => x.apply_op2(&w, Linear),
+    }
+}
+
+/// GELU-tanh(x·Wᵀ + b), one operation: the pre-activation is kept for backward, and its gradient
+/// never passes through the graph.
+pub fn linear_gelu(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
+    check(x, w, Some(b))?;
+    if !is_fused(&[x, w, b]) {
+        return linear_composed(x, w, Some(b))?.gelu();
+    }
+    let op = LinearGelu { pre: Mutex::new(Vec::new()) };
+    x.contiguous()?.apply_op3(&w.contiguous()?, &b.contiguous()?, op)
+}
+
+/// The same from candle's operations.
+pub(crate) fn linear_composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    let (o, i) = w.dims2()?;
+    let mut shape = x.dims().to_vec();
+    let rows = x.elem_count() / i;
+    let y = x.reshape((rows, i))?.matmul(&w.t()?)?; // (R, O)
+    let y = match b {
+        Some(b) => y.broadcast_add(b)?,
+        None => y,
+    };
+    if let Some(last) = shape.last_mut() {
+        *last = o;
+    }
+    y.reshape(shape)
+}
+
+fn check(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<()> {
+    let (o, i) = w.dims2()?;
+    if x.dims().last() != Some(&i) {
+        bail!("linear: the input {:?} does not end in the weight's {i} columns {:?}", x.dims(), w.dims());
+    }
+    if let Some(b) = b.filter(|b| b.dims() != [o]) {
+        bail!("linear: the bias {:?} does not fit the weight's {o} rows", b.dims());
+    }
+    Ok(())
+}
+
+struct Linear;
+
+impl Linear {
+    fn forward(x: &[f32], xl: &Layout, w: &[f32], wl: &Layout, b: Option<&[f32]>) -> Result<(Vec<f32>, Shape)> {
+        let (o, i) = wl.shape().dims2()?;
+        let rows = x.len() / i;
+        let mut dims = xl.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = o;
+        }
+        let (mut y, into) = match b {
+            Some(b) => (broadcast_rows(b, rows), Into::Accumulate),
+            None => (vec![0f32; rows * o], Into::Overwrite),
+        };
+        matmul(&mut y, o, into, 1.0, Mat::new(x, rows, i), Mat::new(w, o, i).t());
+        Ok((y, Shape::from(dims)))
+    }
+
+    /// dX = dY·W, dW = dYᵀ·X, db = column sums of dY.
+    fn backward(
+        x: &Tensor,
+        w: &Tensor,
+        dy: &[f32],
+        wants_bias: bool,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (o, i) = w.dims2()?;
+        let rows = dy.len() / o;
+        let dy_mat = Mat::new(dy, rows, o);
+        let dx = if x.track_op() {
+            let mut dx = vec![0f32; rows * i];
+            host!(w => w; matmul(&mut dx, i, Into::Overwrite, 1.0, dy_mat, Mat::new(w, o, i)));
+            Some(tensor(dx, x.shape())?)
+        } else {
+            None
+        };
+        let dw = if w.track_op() {
+            let mut dw = vec![0f32; o * i];
+            host!(x => x; matmul(&mut dw, i, Into::Overwrite, 1.0, dy_mat.t(), Mat::new(x, rows, i)));
+            Some(tensor(dw, (o, i))?)
+        } else {
+            None
+        };
+        let db = if wants_bias { Some(tensor(sum_rows(dy, o), o)?) } else { None };
+        Ok((dx, dw, db))
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (y, shape) = Self::forward(values(x, xl)?, xl, values(w, wl)?, wl, Some(values(b, bl)?))?;
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        host!(dy => dy; Self::backward(x, w, dy, b.track_op()))
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (y, shape) = Self::forward(values(x, xl)?, xl, values(w, wl)?, wl, None)?;
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw, _) = host!(dy => dy; Self::backward(x, w, dy, false))?;
+        Ok((dx, dw))
+    }
+}
+
+struct LinearGelu {
+    /// x·Wᵀ + b, left by the forward for its own backward.
+    pre: Mutex<Vec<f32>>,
+}
+
+impl CustomOp3 for LinearGelu {
+    fn name(&self) -> &'static str {
+        "linear-gelu"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (pre, shape) = Linear::forward(values(x, xl)?, xl, values(w, wl)?, wl, Some(values(b, bl)?))?;
+        let y = act(Act::GeluTanh, &pre);
+        match self.pre.lock() {
+            Ok(mut slot) => *slot = pre,
+            Err(_) => bail!("linear-gelu: an earlier forward panicked"),
+        }
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let Ok(pre) = self.pre.lock() else { bail!("linear-gelu: an earlier forward panicked") };
+        let dpre = host!(dy => dy; act_backward(Act::GeluTanh, &pre, dy));
+        Linear::backward(x, w, &dpre, b.track_op())
+    }
+}

@@ -1,0 +1,82 @@
+//! The hot operations as functions over tensors, each with its own backward.
+//!
+//! On a CPU in f32 they run the fused [kernels](crate::kernels); elsewhere each falls back to the
+//! plain composition of candle operations beside it, which is also the oracle of its tests.
+
+mod activation;
+mod attention;
+mod gated;
+mod linear;
+mod norm;
+
+pub use activation::{gelu_tanh, silu};
+pub use attention::attention;
+pub use gated::gated_residual;
+pub use linear::{linear, linear_gelu};
+pub use norm::{layer_norm, layer_norm_modulate};
+
+use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+
+/// Whether the fused kernels take these tensors.
+fn is_fused(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+}
+
+/// The f32 values of a contiguous operand.
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("a fused operation needs contiguous operands"),
+    }
+}
+
+/// A tensor's f32 values on the host, contiguous.
+struct Host {
+    tensor: Tensor,
+}
+
+impl Host {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        Ok(Self { tensor: tensor.contiguous()? })
+    }
+
+    /// Calls `f` with the values; the storage stays locked for reading meanwhile.
+    fn read(&self) -> Result<HostValues<'_>> {
+        let (guard, layout) = self.tensor.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("a fused operation needs contiguous operands")
+        };
+        Ok(HostValues { guard, start, end })
+    }
+}
+
+struct HostValues<'a> {
+    guard: StorageRef<'a>,
+    start: usize,
+    end: usize,
+}
+
+impl HostValues<'_> {
+    fn get(&self) -> Result<&[f32]> {
+        match &*self.guard {
+            Storage::Cpu(cpu) => Ok(&cpu.as_slice::<f32>()?[self.start..self.end]),
+            _ => bail!("a fused operation needs its operands on the CPU"),
+        }
+    }
+}
+
+/// Reads several tensors' values at once: `host!(x, w => |x, w| …)`.
+macro_rules! host {
+    ($($t:expr => $name:ident),+ ; $body:expr) => {{
+        $( let $name = $crate::ops::Host::new($t)?; )+
+        $( let $name = $name.read()?; )+
+        $( let $name = $name.get()?; )+
+        $body
+    }};
+}
+use host;
+
+/// A kernel's output as an untracked CPU tensor.
+fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(data, shape.into(), &candle_core::Device::Cpu)
+}

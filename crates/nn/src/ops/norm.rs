@@ -1,0 +1,136 @@
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+
+use super::{host, is_fused, tensor, values};
+use crate::kernels::norm::{Affine, layer_norm as forward, layer_norm_backward};
+
+/// modulate(LayerNorm(x), shift, scale) = LN(x)·(1 + scale) + shift for x (B, T, D), LayerNorm without
+/// weights; shift and scale are chunks of the packed adaLN projection `modulation` (B, k·D).
+///
+/// Peebles & Xie 2023 (DiT), `modulate`.
+pub fn layer_norm_modulate(
+    x: &Tensor,
+    modulation: &Tensor,
+    shift_chunk: usize,
+    scale_chunk: usize,
+    eps: f64,
+) -> Result<Tensor> {
+    let (b, t, d) = x.dims3()?;
+    let (mb, width) = modulation.dims2()?;
+    if mb != b || (shift_chunk.max(scale_chunk) + 1) * d > width {
+        bail!("modulate: x {:?} does not fit chunks of {:?}", x.dims(), modulation.dims());
+    }
+    if !is_fused(&[x, modulation]) {
+        let chunk = |k: usize| modulation.narrow(1, k * d, d)?.unsqueeze(1); // (B, 1, D)
+        let scaled = normalize_composed(x, eps)?.broadcast_mul(&(chunk(scale_chunk)? + 1.0)?)?;
+        return scaled.broadcast_add(&chunk(shift_chunk)?);
+    }
+    let op = Modulate { shift: shift_chunk * d, scale: scale_chunk * d, eps: eps as f32, t, d };
+    x.contiguous()?.apply_op2(&modulation.contiguous()?, op)
+}
+
+/// LN(x)·weight + bias over the last axis; weight, bias (D,).
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let d = x.dim(D::Minus1)?;
+    if weight.dims() != [d] || bias.dims() != [d] {
+        bail!("layer norm: x {:?}, weight {:?}, bias {:?} do not fit", x.dims(), weight.dims(), bias.dims());
+    }
+    if !is_fused(&[x, weight, bias]) {
+        return normalize_composed(x, eps)?.broadcast_mul(weight)?.broadcast_add(bias);
+    }
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, AffineNorm { eps: eps as f32, d })
+}
+
+/// (x − mean)/√(var + ε) over the last axis, from candle's operations.
+pub(crate) fn normalize_composed(x: &Tensor, eps: f64) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let var = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    centred.broadcast_div(&(var + eps)?.sqrt()?)
+}
+
+struct Modulate {
+    /// Offsets in a row of the packed modulation.
+    shift: usize,
+    scale: usize,
+    eps: f32,
+    t: usize,
+    d: usize,
+}
+
+impl Modulate {
+    fn affine<'a>(&self, m: &'a [f32], width: usize) -> Affine<'a> {
+        Affine { scale: &m[self.scale..], shift: &m[self.shift..], stride: width, base: 1.0 }
+    }
+}
+
+impl CustomOp2 for Modulate {
+    fn name(&self) -> &'static str {
+        "layer-norm-modulate"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, m: &CpuStorage, ml: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, width) = ml.shape().dims2()?;
+        let affine = self.affine(values(m, ml)?, width);
+        let y = forward(values(x, xl)?, &affine, self.eps, self.t, self.d);
+        Ok((CpuStorage::F32(y), xl.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, m: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (_, width) = m.dims2()?;
+        let (dx, dm) = host!(dy => dy, x => x, m => m; layer_norm_backward(
+            dy, x, &self.affine(m, width), self.eps, (self.t, self.d), (self.scale, self.shift), width,
+        ));
+        Ok((Some(tensor(dx, x.shape())?), Some(tensor(dm, m.shape())?)))
+    }
+}
+
+struct AffineNorm {
+    eps: f32,
+    d: usize,
+}
+
+impl CustomOp3 for AffineNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = values(x, xl)?;
+        let affine = Affine { scale: values(w, wl)?, shift: values(b, bl)?, stride: 0, base: 0.0 };
+        let y = forward(x, &affine, self.eps, rows(x.len(), self.d), self.d);
+        Ok((CpuStorage::F32(y), xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, daffine) = host!(dy => dy, x => x, w => w, b => b; {
+            let affine = Affine { scale: w, shift: b, stride: 0, base: 0.0 };
+            let t = rows(x.len(), self.d);
+            layer_norm_backward(dy, x, &affine, self.eps, (t, self.d), (0, self.d), 2 * self.d)
+        });
+        let (dw, db) = daffine.split_at(self.d);
+        Ok((
+            Some(tensor(dx, x.shape())?),
+            Some(tensor(dw.to_vec(), self.d)?),
+            Some(tensor(db.to_vec(), self.d)?),
+        ))
+    }
+}
+
+/// All rows share one weight, so they form one group.
+fn rows(len: usize, d: usize) -> usize {
+    (len / d).max(1)
+}
