@@ -1,0 +1,24 @@
+#![doc = include_str!("../README.md")]
+
+mod atomic;
+mod blocks;
+mod dtype;
+mod hash;
+mod header;
+mod inspect;
+mod load;
+mod model_dir;
+mod provenance;
+mod root;
+mod save;
+
+pub use atomic::{remove_partials, write_atomic};
+pub use blocks::keep_blocks;
+pub use dtype::DTypePolicy;
+pub use hash::sha256_file;
+pub use inspect::{Inspection, TensorEntry, inspect};
+pub use load::{Loaded, load, load_as, load_expected};
+pub use model_dir::{CONFIG_FILE, LoadedModel, WEIGHTS_FILE, load_model_dir, save_model_dir};
+pub use provenance::Provenance;
+pub use root::Root;
+pub use save::{Metadata, save};

@@ -1,0 +1,92 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tinyfusion_core::{Error, Result, StateDict};
+
+/// Which of the dictionaries in a checkpoint is meant: chosen by the caller, never guessed, because
+/// the raw and the averaged weights load equally well and give different images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Root {
+    /// The keys as they are.
+    Plain,
+    /// The averaged weights, keys under `ema.`.
+    Ema,
+    /// The raw weights, keys under `model.`.
+    Model,
+}
+
+impl Root {
+    /// All roots.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Ema, Self::Model];
+
+    /// What stands before the keys.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Ema => "ema.",
+            Self::Model => "model.",
+        }
+    }
+
+    /// The tensors under this root, without its prefix (sharing storage). If there are none, or if a
+    /// plain dictionary turns out to have roots, the error says which roots exist.
+    pub fn select(self, tensors: &StateDict) -> Result<StateDict> {
+        let present = Self::present(tensors);
+        if !present.contains(&self) {
+            let names: Vec<String> = present.iter().map(|r| format!("`{r}`")).collect();
+            let found = if names.is_empty() {
+                "no tensors at all".into()
+            } else {
+                names.join(", ")
+            };
+            return Err(Error::usage(format!(
+                "has no root `{self}`; it has {found}"
+            )));
+        }
+        Ok(tensors
+            .iter()
+            .filter_map(|(name, t)| {
+                Some((name.strip_prefix(self.prefix())?.to_string(), t.clone()))
+            })
+            .collect())
+    }
+
+    /// The roots that a dictionary has: `ema` and/or `model`, or else `plain`.
+    pub fn present(tensors: &StateDict) -> Vec<Self> {
+        let has = |root: Self| tensors.names().any(|n| n.starts_with(root.prefix()));
+        let rooted: Vec<Self> = [Self::Ema, Self::Model]
+            .into_iter()
+            .filter(|&r| has(r))
+            .collect();
+        if rooted.is_empty() && !tensors.is_empty() {
+            vec![Self::Plain]
+        } else {
+            rooted
+        }
+    }
+}
+
+impl fmt::Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::Ema => "ema",
+            Self::Model => "model",
+        })
+    }
+}
+
+impl FromStr for Root {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|r| r.to_string() == text)
+            .ok_or_else(|| {
+                Error::usage(format!("root `{text}`: expected `plain`, `ema` or `model`"))
+            })
+    }
+}
