@@ -53,3 +53,88 @@ pub fn grid(images: &Tensor, columns: usize, gap: usize) -> Result<image::RgbIma
     }
     Ok(picture)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn to_uint8_truncates_as_the_reference() {
+        let x = [
+            -2.0f32,
+            -1.0,
+            -0.999,
+            0.0,
+            0.003,
+            0.004,
+            0.996,
+            0.9999,
+            1.0,
+            9.0,
+            f32::NEG_INFINITY,
+            f32::NAN,
+        ];
+        let x = Tensor::new(&x, &Device::Cpu).unwrap();
+        // 127.5·(−1) + 128 = 0.5 → 0; 127.5·0.003 + 128 = 128.38 → 128; 127.5·0.996 + 128 = 254.99 → 254.
+        let bytes = to_uint8(&x).unwrap().to_vec1::<u8>().unwrap();
+        assert_eq!(bytes, [0, 0, 0, 128, 128, 128, 254, 255, 255, 255, 0, 0]);
+    }
+
+    #[test]
+    fn to_uint8_keeps_shape_and_order_of_a_view() {
+        let x = Tensor::new(&[[-1f32, 0.0, 1.0], [1.0, 0.5, -0.5]], &Device::Cpu)
+            .unwrap()
+            .t()
+            .unwrap();
+        let bytes = to_uint8(&x).unwrap().to_vec2::<u8>().unwrap();
+        assert_eq!(bytes, [[0, 255], [128, 191], [255, 64]]);
+    }
+
+    #[test]
+    fn grid_places_every_image() {
+        // Image i has red = i, green = 10 + x, blue = 20 + y.
+        let (n, height, width) = (5usize, 2usize, 3usize);
+        let mut values = Vec::new();
+        for i in 0..n {
+            for c in 0..3 {
+                for y in 0..height {
+                    for x in 0..width {
+                        values.push([i, 10 + x, 20 + y][c] as u8);
+                    }
+                }
+            }
+        }
+        let images = Tensor::from_vec(values, (n, 3, height, width), &Device::Cpu).unwrap();
+        let picture = grid(&images, 2, 1).unwrap();
+        assert_eq!(picture.dimensions(), (7, 8)); // 2·3 + 1, 3·2 + 2
+        for (px, py, rgb) in picture.enumerate_pixels() {
+            let (column, x) = (px as usize / 4, px as usize % 4);
+            let (row, y) = (py as usize / 3, py as usize % 3);
+            let i = row * 2 + column;
+            let expected = if x == 3 || y == 2 || i >= n {
+                [255; 3]
+            } else {
+                [i as u8, 10 + x as u8, 20 + y as u8]
+            };
+            assert_eq!(rgb.0, expected, "pixel {px}, {py}");
+        }
+    }
+
+    #[test]
+    fn grid_refuses_what_is_not_pictures() {
+        let zeros = |shape: (usize, usize, usize, usize), dtype| {
+            Tensor::zeros(shape, dtype, &Device::Cpu).unwrap()
+        };
+        for (images, columns) in [
+            (zeros((1, 4, 2, 2), DType::U8), 1),
+            (zeros((1, 3, 2, 2), DType::F32), 1),
+            (zeros((0, 3, 2, 2), DType::U8), 1),
+            (zeros((1, 3, 2, 2), DType::U8), 0),
+        ] {
+            let message = grid(&images, columns, 0).unwrap_err().to_string();
+            assert!(message.contains("(N, 3, H, W)"), "{message}");
+        }
+    }
+}

@@ -131,6 +131,26 @@ impl Scene {
         }
     }
 
+    /// A white shape on black, for looking at the outline alone.
+    #[cfg(test)]
+    pub(super) fn silhouette(class: u32, centre: [f32; 2], radius: f32, degrees: f64) -> Self {
+        Self {
+            class,
+            centre,
+            radius,
+            turn: unit((degrees.to_radians() / 2.0).tan() as f32),
+            colour: [1.0; 3],
+            background: [[0.0; 3]; 2],
+            gradient: [1.0, 0.0],
+            texture: Texture {
+                kind: Kind::Plain,
+                depth: 0.0,
+                axis: [0.0; 2],
+                phase: [0.0; 2],
+            },
+        }
+    }
+
     /// Writes (3, 32, 32) values in [-1, 1].
     pub(super) fn paint(&self, out: &mut [f32]) {
         // Chosen outside the pixel loop, so that each loop is compiled for its outline.
