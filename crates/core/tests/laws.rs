@@ -1,0 +1,153 @@
+//! The laws on the toy stacks, and proof that the suite notices a broken stack.
+
+use candle_core::{Device, Tensor};
+use tinyfusion_core::laws::{self, Subject};
+use tinyfusion_core::toy::{ToyLatent, ToyTokens};
+use tinyfusion_core::{BlockLayout, BlockStack, LatentQuery, Result, Rows, StateDict, StepRng, TokenQuery, stream};
+
+fn pick<T: Rows>(t: T, rows: Option<&[usize]>) -> Result<T> {
+    match rows {
+        None => Ok(t),
+        Some(rows) => t.select(&Tensor::new(rows.iter().map(|&r| r as u32).collect::<Vec<_>>(), &Device::Cpu)?),
+    }
+}
+
+/// `blocks.{kept[j]}` renamed to `blocks.{j}`.
+fn cut(weights: &StateDict, kept: &[usize]) -> StateDict {
+    weights
+        .iter()
+        .filter_map(|(name, t)| match name.strip_prefix("blocks.").and_then(|r| r.split_once('.')) {
+            None => Some((name.to_string(), t.clone())),
+            Some((i, rest)) => {
+                let j = kept.iter().position(|k| k.to_string() == i)?;
+                Some((format!("blocks.{j}.{rest}"), t.clone()))
+            }
+        })
+        .collect()
+}
+
+struct Latent;
+
+impl Subject for Latent {
+    type Net = ToyLatent;
+    fn depth(&self) -> usize {
+        4
+    }
+    fn weights(&self) -> Result<StateDict> {
+        ToyLatent::init(4, 3)
+    }
+    fn build(&self, weights: &StateDict) -> Result<ToyLatent> {
+        ToyLatent::new(4, weights)
+    }
+    fn rebuild(&self, weights: &StateDict, kept: &[usize]) -> Result<ToyLatent> {
+        ToyLatent::new(kept.len(), &cut(weights, kept))
+    }
+    fn input(&self, rows: Option<&[usize]>) -> Result<LatentQuery> {
+        let x = StepRng::new(1, 0, stream::DRAW).normal((3, ToyLatent::CHANNELS, 2, 2), &Device::Cpu)?;
+        let t = Tensor::new(&[0f32, 300.0, 999.0], &Device::Cpu)?;
+        let y = Tensor::new(&[0u32, 1, 2], &Device::Cpu)?;
+        Ok(LatentQuery { x: pick(x, rows)?, t: pick(t, rows)?, y: pick(y, rows)? })
+    }
+    fn selections(&self) -> Vec<Vec<usize>> {
+        vec![vec![0, 2], vec![1, 2, 3], vec![3]]
+    }
+}
+
+struct Tokens;
+
+impl Subject for Tokens {
+    type Net = ToyTokens;
+    fn depth(&self) -> usize {
+        4
+    }
+    fn weights(&self) -> Result<StateDict> {
+        ToyTokens::init([2, 2], 4)
+    }
+    fn build(&self, weights: &StateDict) -> Result<ToyTokens> {
+        ToyTokens::new([2, 2], weights)
+    }
+    fn rebuild(&self, weights: &StateDict, kept: &[usize]) -> Result<ToyTokens> {
+        let first = kept.iter().filter(|k| **k < 2).count();
+        ToyTokens::new([first, kept.len() - first], &cut(weights, kept))
+    }
+    fn input(&self, rows: Option<&[usize]>) -> Result<TokenQuery> {
+        let tokens = StepRng::new(2, 0, stream::DRAW).normal((3, 4, ToyTokens::CHANNELS), &Device::Cpu)?;
+        let mask = Tensor::new(&[[1f32, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]], &Device::Cpu)?;
+        let y = Tensor::new(&[0u32, 1, 2], &Device::Cpu)?;
+        Ok(TokenQuery { tokens: pick(tokens, rows)?, mask: pick(mask, rows)?, y: pick(y, rows)? })
+    }
+    fn selections(&self) -> Vec<Vec<usize>> {
+        vec![vec![0, 2], vec![1, 3], vec![0, 1, 3]]
+    }
+}
+
+#[test]
+fn toy_latent_keeps_the_laws() {
+    laws::check(&Latent).unwrap();
+}
+
+#[test]
+fn toy_tokens_keep_the_laws() {
+    laws::check(&Tokens).unwrap();
+}
+
+/// A stack whose second block mixes samples.
+struct Mixing(ToyLatent);
+
+impl BlockStack for Mixing {
+    type Input = LatentQuery;
+    type Cond = Tensor;
+    fn layout(&self) -> &BlockLayout {
+        self.0.layout()
+    }
+    fn embed(&self, q: &LatentQuery) -> Result<(Tensor, Tensor)> {
+        self.0.embed(q)
+    }
+    fn block(&self, i: usize, h: &Tensor, c: &Tensor) -> Result<Tensor> {
+        let out = self.0.block(i, h, c)?;
+        if i == 1 { Ok(out.broadcast_sub(&out.mean_keepdim(0)?)?) } else { Ok(out) }
+    }
+    fn head(&self, h: &Tensor, c: &Tensor) -> Result<Tensor> {
+        self.0.head(h, c)
+    }
+}
+
+struct MixingSubject;
+
+impl Subject for MixingSubject {
+    type Net = Mixing;
+    fn depth(&self) -> usize {
+        4
+    }
+    fn weights(&self) -> Result<StateDict> {
+        Latent.weights()
+    }
+    fn build(&self, weights: &StateDict) -> Result<Mixing> {
+        Ok(Mixing(Latent.build(weights)?))
+    }
+    fn rebuild(&self, weights: &StateDict, kept: &[usize]) -> Result<Mixing> {
+        Ok(Mixing(Latent.rebuild(weights, kept)?))
+    }
+    fn input(&self, rows: Option<&[usize]>) -> Result<LatentQuery> {
+        Latent.input(rows)
+    }
+    fn selections(&self) -> Vec<Vec<usize>> {
+        vec![]
+    }
+}
+
+#[test]
+fn a_stack_that_mixes_samples_is_caught() {
+    let error = laws::check(&MixingSubject).unwrap_err().to_string();
+    assert!(error.contains("batched is single"), "{error}");
+}
+
+#[test]
+fn the_exact_blend_refuses_soft_masks() {
+    let weights = Latent.weights().unwrap();
+    let net = Latent.build(&weights).unwrap();
+    let soft = Tensor::full(0.5f32, (3, 4), &Device::Cpu).unwrap();
+    let plan = tinyfusion_core::Plan::blend(&soft).unwrap();
+    let error = tinyfusion_core::run_exact(&net, &net, &Latent.input(None).unwrap(), &plan).unwrap_err();
+    assert!(error.to_string().contains("0.5"), "{error}");
+}

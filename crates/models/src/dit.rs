@@ -1,0 +1,304 @@
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+use tinyfusion_core::{
+    BlockLayout, BlockStack, Error, LatentQuery, ParamSpec, Result, StateDict, StepRng, stream,
+};
+use tinyfusion_nn::layers::{
+    Attention, LabelEmbedder, Linear, Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify,
+};
+use tinyfusion_nn::{Scope, ops};
+
+/// LayerNorm's ε throughout DiT.
+const EPS: f64 = 1e-6;
+
+/// The sizes of a DiT, under the names of the official constructor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiTConfig {
+    /// Side of the latent or image.
+    pub input_size: usize,
+    /// Side of a patch.
+    pub patch_size: usize,
+    /// Channels of the latent or image.
+    pub in_channels: usize,
+    /// Width D.
+    pub hidden_size: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads.
+    pub num_heads: usize,
+    /// Hidden width of the MLP over D.
+    pub mlp_ratio: f64,
+    /// Number of classes, the null class not counted.
+    pub num_classes: usize,
+    /// Probability of dropping a label in training; above 0 the table has a row for the null class.
+    pub class_dropout_prob: f64,
+    /// Whether the network also predicts the variance (twice the output channels).
+    pub learn_sigma: bool,
+}
+
+impl Default for DiTConfig {
+    /// DiT-XL/2 on 256×256 ImageNet latents.
+    fn default() -> Self {
+        Self {
+            input_size: 32,
+            patch_size: 2,
+            in_channels: 4,
+            hidden_size: 1152,
+            depth: 28,
+            num_heads: 16,
+            mlp_ratio: 4.0,
+            num_classes: 1000,
+            class_dropout_prob: 0.1,
+            learn_sigma: true,
+        }
+    }
+}
+
+impl DiTConfig {
+    /// Checks that the sizes fit together.
+    pub fn validate(&self) -> Result<()> {
+        let fail = |what: String| Err(Error::usage(format!("DiT config: {what}")));
+        if self.patch_size == 0 || self.input_size == 0 || self.input_size % self.patch_size != 0 {
+            return fail(format!(
+                "patch_size {} does not divide input_size {}",
+                self.patch_size, self.input_size
+            ));
+        }
+        if self.num_heads == 0 || self.hidden_size == 0 || self.hidden_size % self.num_heads != 0 {
+            return fail(format!("{} heads do not divide hidden_size {}", self.num_heads, self.hidden_size));
+        }
+        if self.hidden_size % 4 != 0 {
+            return fail(format!("hidden_size {} is not divisible by 4 (2-D positions)", self.hidden_size));
+        }
+        if self.depth == 0 || self.in_channels == 0 || self.num_classes == 0 {
+            return fail("depth, in_channels and num_classes must be at least 1".into());
+        }
+        if !(self.mlp_ratio.is_finite() && self.mlp_hidden() > 0) {
+            return fail(format!("mlp_ratio {} leaves no hidden channel", self.mlp_ratio));
+        }
+        if !(0.0..=1.0).contains(&self.class_dropout_prob) {
+            return fail(format!("class_dropout_prob {} is not a probability", self.class_dropout_prob));
+        }
+        Ok(())
+    }
+
+    /// Patches along one side.
+    pub fn grid(&self) -> usize {
+        self.input_size / self.patch_size
+    }
+
+    /// Channels of the output: twice the input's when the variance is learned.
+    pub fn out_channels(&self) -> usize {
+        if self.learn_sigma { 2 * self.in_channels } else { self.in_channels }
+    }
+
+    /// Hidden width of the MLP.
+    pub fn mlp_hidden(&self) -> usize {
+        (self.hidden_size as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Rows of the label table.
+    fn label_rows(&self) -> usize {
+        self.num_classes + usize::from(self.class_dropout_prob > 0.0)
+    }
+
+    /// The same network with `depth` blocks.
+    #[must_use]
+    pub fn with_depth(&self, depth: usize) -> Self {
+        Self { depth, ..self.clone() }
+    }
+
+    /// Every tensor of the checkpoint, by name and shape.
+    pub fn params(&self) -> Vec<ParamSpec> {
+        let (d, p, c, h) = (self.hidden_size, self.patch_size, self.in_channels, self.mlp_hidden());
+        let mut specs = Vec::new();
+        let mut add = |name: &str, shape: &[usize]| {
+            specs.push(ParamSpec { name: name.into(), shape: shape.to_vec() });
+        };
+        add("pos_embed", &[1, self.grid() * self.grid(), d]);
+        add("x_embedder.proj.weight", &[d, c, p, p]);
+        add("x_embedder.proj.bias", &[d]);
+        let mut linear = |name: &str, o: usize, i: usize| {
+            add(&format!("{name}.weight"), &[o, i]);
+            add(&format!("{name}.bias"), &[o]);
+        };
+        linear("t_embedder.mlp.0", d, 256);
+        linear("t_embedder.mlp.2", d, d);
+        for i in 0..self.depth {
+            linear(&format!("blocks.{i}.attn.qkv"), 3 * d, d);
+            linear(&format!("blocks.{i}.attn.proj"), d, d);
+            linear(&format!("blocks.{i}.mlp.fc1"), h, d);
+            linear(&format!("blocks.{i}.mlp.fc2"), d, h);
+            linear(&format!("blocks.{i}.adaLN_modulation.1"), 6 * d, d);
+        }
+        linear("final_layer.linear", p * p * self.out_channels(), d);
+        linear("final_layer.adaLN_modulation.1", 2 * d, d);
+        add("y_embedder.embedding_table.weight", &[self.label_rows(), d]);
+        specs
+    }
+
+    /// Whether `name` is a fixed table rather than a trained weight.
+    pub fn is_fixed(name: &str) -> bool {
+        name == "pos_embed"
+    }
+
+    /// Number of values in the network, the position table included (as in the official count).
+    pub fn parameters(&self) -> usize {
+        self.params().iter().map(|s| s.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Initial weights as the reference draws them: Xavier-uniform linear layers with zero bias, normal
+    /// (0.02) embeddings, zero adaLN projections and a zero final layer.
+    pub fn init(&self, seed: u64, device: &Device) -> Result<StateDict> {
+        self.validate()?;
+        let mut rng = StepRng::new(seed, 0, stream::INIT);
+        let mut dict = StateDict::new();
+        for ParamSpec { name, shape } in self.params() {
+            let tensor = if Self::is_fixed(&name) {
+                sincos_2d(self.hidden_size, self.grid(), device)?
+            } else if name.ends_with(".bias") || name.contains("adaLN_modulation") || name.starts_with("final_layer") {
+                Tensor::zeros(shape, DType::F32, device)?
+            } else if name.starts_with("t_embedder") || name.starts_with("y_embedder") {
+                (rng.normal(shape, device)? * 0.02)?
+            } else {
+                let (outputs, inputs) = (shape[0], shape[1..].iter().product::<usize>());
+                let bound = (6.0 / (inputs + outputs) as f64).sqrt();
+                let values: Vec<f32> = rng
+                    .uniform(inputs * outputs)
+                    .into_iter()
+                    .map(|u| ((2.0 * u - 1.0) * bound) as f32)
+                    .collect();
+                Tensor::from_vec(values, shape, device)?
+            };
+            dict.insert(name, tensor);
+        }
+        Ok(dict)
+    }
+}
+
+/// A diffusion transformer (Peebles & Xie 2023, arXiv 2212.09748).
+#[derive(Debug, Clone)]
+pub struct DiT {
+    config: DiTConfig,
+    layout: BlockLayout,
+    x_embedder: PatchEmbed,
+    t_embedder: TimestepEmbedder,
+    y_embedder: LabelEmbedder,
+    pos_embed: Tensor, // (1, T, D)
+    blocks: Vec<DiTBlock>,
+    final_layer: FinalLayer,
+}
+
+impl DiT {
+    /// The network on `weights`, whose storage it shares: variables are trained, the rest is frozen.
+    pub fn new(config: &DiTConfig, weights: &StateDict) -> Result<Self> {
+        Self::with_lora(config, weights, 0.0)
+    }
+
+    /// As [`new`](Self::new), where linear layers with low-rank tensors beside them add `scale`·B·A.
+    pub fn with_lora(config: &DiTConfig, weights: &StateDict, scale: f64) -> Result<Self> {
+        config.validate()?;
+        let root = Scope::new(weights, scale);
+        let (d, grid) = (config.hidden_size, config.grid());
+        Ok(Self {
+            layout: BlockLayout::single(config.depth),
+            x_embedder: PatchEmbed::load(&root.at("x_embedder"), config.in_channels, config.patch_size, d)?,
+            t_embedder: TimestepEmbedder::load(&root.at("t_embedder"), d)?,
+            y_embedder: LabelEmbedder::load(&root.at("y_embedder"), config.label_rows(), d)?,
+            pos_embed: root.get("pos_embed", &[1, grid * grid, d])?.detach(),
+            blocks: (0..config.depth)
+                .map(|i| DiTBlock::load(&root.at("blocks").at(i), config))
+                .collect::<Result<_>>()?,
+            final_layer: FinalLayer::load(&root.at("final_layer"), config)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The sizes.
+    pub fn config(&self) -> &DiTConfig {
+        &self.config
+    }
+
+    /// c = t_emb + y_emb (B, D).
+    pub fn condition(&self, t: &Tensor, y: &Tensor) -> Result<Tensor> {
+        Ok((self.t_embedder.forward(t)? + self.y_embedder.forward(y)?)?)
+    }
+}
+
+impl BlockStack for DiT {
+    type Input = LatentQuery;
+    /// SiLU(c) (B, D): every adaLN projection starts with this activation, so it is taken once.
+    type Cond = Tensor;
+
+    fn layout(&self) -> &BlockLayout {
+        &self.layout
+    }
+
+    fn embed(&self, q: &LatentQuery) -> Result<(Tensor, Tensor)> {
+        let h = self.x_embedder.forward(&q.x)?.broadcast_add(&self.pos_embed)?; // (B, T, D)
+        let c = self.condition(&q.t, &q.y)?; // (B, D)
+        Ok((h, ops::silu(&c)?))
+    }
+
+    fn block(&self, i: usize, h: &Tensor, cond: &Tensor) -> Result<Tensor> {
+        self.blocks[i].forward(h, cond)
+    }
+
+    fn head(&self, h: &Tensor, cond: &Tensor) -> Result<Tensor> {
+        let patches = self.final_layer.forward(h, cond)?; // (B, T, p·p·C_out)
+        unpatchify(&patches, self.config.grid(), self.config.patch_size, self.config.out_channels()) // (B, C_out, H, W)
+    }
+}
+
+/// x + gate·attn(modulate(LN x)), then the same around the MLP (adaLN-Zero).
+#[derive(Debug, Clone)]
+struct DiTBlock {
+    attn: Attention,
+    mlp: Mlp,
+    modulation: Linear,
+}
+
+impl DiTBlock {
+    fn load(scope: &Scope<'_>, config: &DiTConfig) -> Result<Self> {
+        let d = config.hidden_size;
+        Ok(Self {
+            attn: Attention::load(&scope.at("attn"), d, config.num_heads)?,
+            mlp: Mlp::load(&scope.at("mlp"), d, config.mlp_hidden())?,
+            modulation: Linear::load(&scope.at("adaLN_modulation.1"), d, 6 * d)?,
+        })
+    }
+
+    /// x (B, T, D), cond (B, D) → (B, T, D).
+    fn forward(&self, x: &Tensor, cond: &Tensor) -> Result<Tensor> {
+        // Chunks, in order: shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp.
+        let m = self.modulation.forward(cond)?; // (B, 6·D)
+        let attn = self.attn.forward(&ops::layer_norm_modulate(x, &m, 0, 1, EPS)?)?; // (B, T, D)
+        let x = ops::gated_residual(x, &attn, &m, 2)?; // (B, T, D)
+        let mlp = self.mlp.forward(&ops::layer_norm_modulate(&x, &m, 3, 4, EPS)?)?; // (B, T, D)
+        Ok(ops::gated_residual(&x, &mlp, &m, 5)?) // (B, T, D)
+    }
+}
+
+/// linear(modulate(LN x)).
+#[derive(Debug, Clone)]
+struct FinalLayer {
+    linear: Linear,
+    modulation: Linear,
+}
+
+impl FinalLayer {
+    fn load(scope: &Scope<'_>, config: &DiTConfig) -> Result<Self> {
+        let (d, p) = (config.hidden_size, config.patch_size);
+        Ok(Self {
+            linear: Linear::load(&scope.at("linear"), d, p * p * config.out_channels())?,
+            modulation: Linear::load(&scope.at("adaLN_modulation.1"), d, 2 * d)?,
+        })
+    }
+
+    /// x (B, T, D), cond (B, D) → (B, T, p·p·C_out).
+    fn forward(&self, x: &Tensor, cond: &Tensor) -> Result<Tensor> {
+        let m = self.modulation.forward(cond)?; // (B, 2·D): shift, scale
+        self.linear.forward(&ops::layer_norm_modulate(x, &m, 0, 1, EPS)?)
+    }
+}
