@@ -10,6 +10,10 @@ mod loss;
 mod denoising;
 mod objective;
 
+mod guidance;
+pub mod samplers;
+mod steps;
+
 pub use respacing::Respacing;
 pub use schedule::{BetaSchedule, NoiseSchedule};
 
@@ -21,3 +25,6 @@ pub use loss::{Distillation, Losses, Noised};
 
 pub use denoising::{DenoisingDraw, DenoisingObjective, LabelDrop};
 pub use objective::Objective;
+
+pub use guidance::{Guidance, GuidedChannels};
+pub use steps::{DdimConfig, Sampled};

@@ -38,7 +38,7 @@ impl Respacing {
 }
 
 fn ddim_timesteps(steps: usize, count: usize) -> Result<Vec<usize>> {
-    let stride = (1..steps.max(2)).find(|stride| steps.div_ceil(*stride) == count);
+    let stride = (1..=steps).find(|stride| steps.div_ceil(*stride) == count);
     match stride {
         Some(stride) => Ok((0..steps).step_by(stride).collect()),
         None => Err(Error::usage(format!(
