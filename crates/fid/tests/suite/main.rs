@@ -1,0 +1,13 @@
+//! Parity with the golden files, laws, and what happens with bad input.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may panic; clippy exempts only the test functions themselves"
+)]
+
+mod bad_input;
+mod evaluating;
+mod golden_file;
+mod golden_frechet;
+mod golden_is_pr;
+mod laws;
