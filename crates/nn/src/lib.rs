@@ -8,3 +8,5 @@ pub mod ops;
 mod scope;
 
 pub use scope::Scope;
+/// In-place updates of parameters: AdamW and the exponential moving average.
+pub mod update;

@@ -32,7 +32,7 @@ impl Shape {
 #[inline(always)]
 fn probabilities(p: &mut [f32], qkv: &[f32], head: usize, s: Shape) {
     matmul(p, s.t, Into::Overwrite, s.scale(), s.head(qkv, 0, head), s.head(qkv, 1, head).t());
-    simd(|| {
+    simd(#[inline(always)] || {
         for row in p.chunks_exact_mut(s.t) {
             // Lane-wise maximum: order does not matter, so it vectorises.
             let mut lanes = [f32::NEG_INFINITY; 16];
@@ -87,7 +87,7 @@ pub(crate) fn attention_backward(dout: &[f32], qkv: &[f32], s: Shape) -> Vec<f32
                     probabilities(p, qkv, h, s);
                     matmul(&mut dqkv[s.at(2, h)..], 3 * d, Into::Overwrite, 1.0, Mat::new(p, t, t).t(), do_h);
                     matmul(dp, t, Into::Overwrite, 1.0, do_h, s.head(qkv, 2, h).t());
-                    simd(|| {
+                    simd(#[inline(always)] || {
                         for (dp, p) in dp.chunks_exact_mut(t).zip(p.chunks_exact(t)) {
                             let mean = dot(dp, p);
                             for i in 0..t {

@@ -45,7 +45,7 @@ pub(crate) enum Act {
 pub(crate) fn act(kind: Act, x: &[f32]) -> Vec<f32> {
     let mut y = vec![0f32; x.len()];
     y.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(y, x)| {
-        simd(|| match kind {
+        simd(#[inline(always)] || match kind {
             Act::GeluTanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_one(x)),
             Act::Silu => y.iter_mut().zip(x).for_each(|(y, &x)| *y = silu_one(x)),
         });
@@ -58,7 +58,7 @@ pub(crate) fn act_backward(kind: Act, x: &[f32], dy: &[f32]) -> Vec<f32> {
     let mut dx = vec![0f32; x.len()];
     dx.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).zip(dy.par_chunks(GRAIN)).for_each(
         |((dx, x), dy)| {
-            simd(|| match kind {
+            simd(#[inline(always)] || match kind {
                 Act::GeluTanh => {
                     for i in 0..x.len() {
                         dx[i] = dy[i] * gelu_slope(x[i]);
@@ -88,7 +88,7 @@ pub(crate) fn broadcast_rows(bias: &[f32], rows: usize) -> Vec<f32> {
 /// Column sums of a (rows, cols) matrix.
 pub(crate) fn sum_rows(x: &[f32], cols: usize) -> Vec<f32> {
     let mut total = vec![0f32; cols];
-    simd(|| {
+    simd(#[inline(always)] || {
         for row in x.chunks_exact(cols) {
             for (t, v) in total.iter_mut().zip(row) {
                 *t += v;
@@ -107,7 +107,7 @@ pub(crate) fn gated_residual(x: &[f32], y: &[f32], gate: &[f32], gate_stride: us
         let at = b * t * d;
         let (x, y) = (&x[at..at + t * d], &y[at..at + t * d]);
         let g = &gate[b * gate_stride..b * gate_stride + d];
-        simd(|| {
+        simd(#[inline(always)] || {
             for ((out, x), y) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(y.chunks_exact(d)) {
                 for i in 0..d {
                     out[i] = x[i] + g[i] * y[i];
@@ -140,7 +140,7 @@ pub(crate) fn gated_residual_backward(
             let (dout, y) = (&dout[at..at + t * d], &y[at..at + t * d]);
             let g = &gate[b * gate_stride..b * gate_stride + d];
             let dg = &mut dgate[dgate_at..dgate_at + d];
-            simd(|| {
+            simd(#[inline(always)] || {
                 for ((dy, dout), y) in
                     dy.chunks_exact_mut(d).zip(dout.chunks_exact(d)).zip(y.chunks_exact(d))
                 {

@@ -41,7 +41,7 @@ pub(crate) fn layer_norm(x: &[f32], affine: &Affine<'_>, eps: f32, t: usize, d: 
     y.par_chunks_mut(t * d).zip(x.par_chunks(t * d)).enumerate().for_each(|(b, (y, x))| {
         let at = b * affine.stride;
         let (scale, shift) = (&affine.scale[at..at + d], &affine.shift[at..at + d]);
-        simd(|| {
+        simd(#[inline(always)] || {
             for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
                 let (mean, rstd) = moments(x, eps);
                 for i in 0..d {
@@ -75,7 +75,7 @@ pub(crate) fn layer_norm_backward(
             let mut dshift = vec![0f32; d];
             let mut x_hat = vec![0f32; d];
             let mut dx_hat = vec![0f32; d];
-            simd(|| {
+            simd(#[inline(always)] || {
                 for ((dx, x), dy) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d))
                 {
                     let (mean, rstd) = moments(x, eps);
