@@ -70,6 +70,41 @@ impl BlockStack for ToyLatent {
     }
 }
 
+/// [`ToyLatent`] with its tokens put back into a square image, (B, C, H, W) in and out, as DiT's head does:
+/// for objectives that compare the output with their latents.
+pub struct ToyImage(ToyLatent);
+
+impl ToyImage {
+    /// The stack on weights of [`ToyLatent::specs`]; shares their storage.
+    pub fn new(depth: usize, weights: &StateDict) -> Result<Self> {
+        Ok(Self(ToyLatent::new(depth, weights)?))
+    }
+}
+
+impl BlockStack for ToyImage {
+    type Input = LatentQuery;
+    type Cond = Tensor; // (B, D)
+
+    fn layout(&self) -> &BlockLayout {
+        self.0.layout()
+    }
+
+    fn embed(&self, q: &LatentQuery) -> Result<(Tensor, Tensor)> {
+        self.0.embed(q)
+    }
+
+    fn block(&self, i: usize, h: &Tensor, c: &Tensor) -> Result<Tensor> {
+        self.0.block(i, h, c)
+    }
+
+    fn head(&self, h: &Tensor, c: &Tensor) -> Result<Tensor> {
+        let tokens = self.0.head(h, c)?.transpose(1, 2)?.contiguous()?; // (B, C, T)
+        let (b, channels, count) = tokens.dims3()?;
+        let side = count.isqrt();
+        Ok(tokens.reshape((b, channels, side, side))?) // (B, C, H, W)
+    }
+}
+
 /// What the two stages of [`ToyTokens`] share.
 #[derive(Debug, Clone)]
 pub struct TokenCond {
