@@ -1,0 +1,66 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use tinyfusion::checkpoint::{DTypePolicy, Provenance, keep_blocks};
+use tinyfusion::core::Selection;
+
+use super::score::read_selection;
+use crate::model::{DiTModel, save_dit};
+use crate::resources::Resources;
+
+/// Keep some blocks for good: writes a shallower model directory.
+///
+/// Examples:
+///   tinyfusion cut assets/teacher runs/cut --selection runs/learned/selection.json
+///   tinyfusion cut assets/teacher runs/cut --keep 0,2,4,6,8,10,12,14
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Model directory of the dense network
+    model: PathBuf,
+    /// Model directory to write
+    out: PathBuf,
+    #[command(flatten)]
+    which: Which,
+    /// Store the weights in 16 bits
+    #[arg(long)]
+    f16: bool,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Which {
+    /// selection.json from learn or score
+    #[arg(long, value_name = "FILE")]
+    selection: Option<PathBuf>,
+    /// Block indices from 0, ascending
+    #[arg(long, value_delimiter = ',', value_name = "I,J,…")]
+    keep: Option<Vec<usize>>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let resources = Resources::start();
+    let model = DiTModel::load(&args.model)?;
+    let depth = model.config.depth;
+    let selection = match (&args.which.selection, &args.which.keep) {
+        (Some(path), _) => read_selection(path, depth)?,
+        (None, Some(kept)) => Selection::from_indices(depth, kept.clone())?,
+        (None, None) => unreachable!("clap requires one of the two"),
+    };
+    if let Some(made_for) = selection.source_sha256.as_ref().filter(|s| **s != model.sha256) {
+        tracing::warn!(%made_for, found = %model.sha256, "the selection was made for other weights");
+    }
+    let weights = keep_blocks(&model.weights, "blocks", &selection.kept)?;
+    let config = model.config.with_depth(selection.kept.len());
+    weights.check(&config.params())?;
+    let mut provenance = Provenance::of_command(super::command_line());
+    provenance.parent_sha256 = Some(model.sha256.clone());
+    provenance.kept = Some(selection.kept.clone());
+    provenance.criterion = Some(selection.criterion.clone());
+    provenance.pattern = Some(selection.groups.iter().map(|g| format!("{}:{}", g.n, g.m)).collect::<Vec<_>>().join(","));
+    let dtype = if args.f16 { DTypePolicy::F16 } else { DTypePolicy::F32 };
+    save_dit(&args.out, &config, &model.diffusion, &weights, &provenance, dtype)?;
+    resources.write(&args.out, None)?;
+    println!("{}: {} blocks, {} parameters", args.out.display(), config.depth, config.parameters());
+    Ok(())
+}

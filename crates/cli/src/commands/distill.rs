@@ -1,0 +1,170 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tinyfusion::checkpoint::{DTypePolicy, Provenance};
+use tinyfusion::core::Error;
+use tinyfusion::data::shapes::Split;
+use tinyfusion::distill::{
+    DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap, Run, Student, Teacher, distill,
+};
+use tinyfusion::models::{DiT, DiTConfig};
+use tinyfusion::train::{FitConfig, LrSchedule, Progress, RunDir, Stop};
+
+use super::score::read_selection;
+use crate::model::{DiTModel, save_dit};
+use crate::resources::Resources;
+use crate::settings::{ConfigFile, FitOptions};
+use crate::training_data::{DataOptions, objective};
+
+/// Recover a cut model: plain fine-tuning, or knowledge distillation from a teacher.
+///
+/// Examples:
+///   tinyfusion distill runs/cut runs/student --steps 600
+///   tinyfusion distill runs/cut runs/student --steps 600 --teacher assets/teacher \
+///     --features masked --selection runs/learned/selection.json
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Model directory of the cut network
+    student: PathBuf,
+    /// Folder of the run; the recovered model (averaged weights) lands in OUT/model
+    out: PathBuf,
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    file: ConfigFile,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+enum Features {
+    /// Outputs only
+    None,
+    /// Hidden states, unmasked
+    All,
+    /// Massive activations masked, teacher and student each by its own mask (the reference)
+    Masked,
+    /// Only where both are inliers
+    Joint,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case")]
+struct Options {
+    /// Model directory of the teacher; without it this is plain fine-tuning
+    #[arg(long)]
+    teacher: Option<PathBuf>,
+    /// selection.json that cut the student from the teacher (aligns their hidden states)
+    #[arg(long, value_name = "FILE")]
+    selection: Option<PathBuf>,
+    /// Hidden states to match
+    #[arg(long)]
+    features: Option<Features>,
+    /// Share of the teacher's output in the loss
+    #[arg(long)]
+    alpha_kd: Option<f64>,
+    /// Weight of the hidden states at the first step; it falls to 0
+    #[arg(long)]
+    beta: Option<f64>,
+    /// Standard deviations within which an activation is an inlier
+    #[arg(long)]
+    sigma: Option<f64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    data: DataOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    fit: FitOptions,
+}
+
+impl Options {
+    fn distill_config(&self) -> Result<DistillConfig> {
+        let knowledge = match &self.teacher {
+            Some(_) => {
+                let d = KnowledgeConfig::default();
+                Some(KnowledgeConfig {
+                    alpha_kd: self.alpha_kd.unwrap_or(d.alpha_kd),
+                    features: match self.features.unwrap_or(Features::Masked) {
+                        Features::None => FeatureLoss::None,
+                        Features::All => FeatureLoss::All,
+                        Features::Masked => FeatureLoss::Masked,
+                        Features::Joint => FeatureLoss::Joint,
+                    },
+                    sigma: self.sigma.unwrap_or(d.sigma),
+                    beta: self.beta.unwrap_or(d.beta),
+                    ..d
+                })
+            }
+            None if self.features.is_some() || self.alpha_kd.is_some() || self.beta.is_some() || self.sigma.is_some() => {
+                return Err(Error::usage("features, alpha-kd, beta and sigma need --teacher").into());
+            }
+            None => None,
+        };
+        // Budgets for a small model on a CPU; the paper's are DistillConfig's own defaults.
+        let defaults = FitConfig { steps: 600, batch_size: 64, ema: 0.99, ..FitConfig::default() };
+        Ok(DistillConfig {
+            seed: self.fit.seed(),
+            lr: self.fit.lr(LrSchedule { peak: 5e-4, last: 5e-5, warmup: 0 }),
+            fit: self.fit.fit(defaults),
+            knowledge,
+        })
+    }
+}
+
+/// What `config.toml` records.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Settings<'a> {
+    student_sha256: &'a str,
+    teacher_sha256: Option<&'a str>,
+    data: &'a str,
+    distill: &'a DistillConfig,
+}
+
+pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
+    let options: Options = args.file.resolve(&args.options)?;
+    let resources = Resources::start();
+    let config = options.distill_config()?;
+    config.validate()?;
+    let model = DiTModel::load(&args.student)?;
+    let teacher = options.teacher.as_deref().map(DiTModel::load).transpose()?;
+    if let Some(teacher) = teacher.as_ref().filter(|t| t.diffusion != model.diffusion) {
+        let paths = (model.path.display(), teacher.path.display());
+        return Err(Error::usage(format!("{} and {} were trained under different diffusions", paths.0, paths.1)).into());
+    }
+    let teacher_net = teacher.as_ref().map(DiTModel::network).transpose()?;
+    let wants_features = config.knowledge.as_ref().is_some_and(|k| k.features != FeatureLoss::None);
+    let layers = match (&teacher, &options.selection) {
+        (Some(teacher), Some(path)) => Some(LayerMap::group_ends(&read_selection(path, teacher.config.depth)?)?),
+        (Some(_), None) if wants_features => {
+            return Err(Error::usage("matching hidden states needs --selection; or pass --features none").into());
+        }
+        _ => None,
+    };
+    let knowledge = teacher_net.as_ref().map(|net| Teacher { net, layers });
+    let batches = options.data.batches(&model, Split::Train, config.seed, config.fit.batch_size)?;
+    let settings = Settings {
+        student_sha256: &model.sha256,
+        teacher_sha256: teacher.as_ref().map(|t| t.sha256.as_str()),
+        data: options.data.name(),
+        distill: &config,
+    };
+    let dir = RunDir::open(&args.out, &settings)?;
+    let student = Student {
+        weights: &model.weights,
+        build: &|weights| DiT::new(&model.config, weights),
+        is_fixed: &DiTConfig::is_fixed,
+    };
+    let progress = Progress::new("distill", config.fit.steps);
+    let context = Run { dir: &dir, stop, progress: &progress };
+    let outcome = distill(&config, &student, knowledge.as_ref(), &objective(&model)?, batches, context)?;
+    let mut provenance = Provenance::of_command(super::command_line());
+    provenance.parent_sha256 = Some(model.sha256.clone());
+    provenance.steps = Some(config.fit.steps);
+    let place = args.out.join("model");
+    save_dit(&place, &model.config, &model.diffusion, &outcome.averages, &provenance, DTypePolicy::F32)?;
+    resources.write(&args.out, Some(outcome.seconds))?;
+    println!("{}", place.display());
+    Ok(())
+}

@@ -1,0 +1,156 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tinyfusion::core::Error;
+use tinyfusion::data::shapes::Split;
+use tinyfusion::mask::{Linear, Pattern};
+use tinyfusion::models::{DiT, DiTConfig};
+use tinyfusion::recover::{DeltaW, LearnConfig, LoraLayers, RunContext, Teacher, learn};
+use tinyfusion::train::{FitConfig, Progress, RunDir, Stop};
+
+use super::score::write_selection;
+use crate::model::DiTModel;
+use crate::resources::Resources;
+use crate::settings::{ConfigFile, FitOptions};
+use crate::training_data::{DataOptions, objective};
+
+/// Learn which blocks to keep so that the model recovers best after the cut.
+///
+/// Writes selection.json and history.jsonl (every decision). Resumes when run again.
+///
+/// Example: tinyfusion learn assets/teacher runs/learned --pattern 1:2 --delta lora --steps 300
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Model directory of the dense network
+    model: PathBuf,
+    /// Folder of the run
+    out: PathBuf,
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    file: ConfigFile,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+enum Delta {
+    Lora,
+    Full,
+    Frozen,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+enum Layers {
+    All,
+    Attention,
+    Mlp,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case")]
+struct Options {
+    /// Blocks kept of each group: 1:2, 2:4, 7:14, 2:4x7 or a list such as 2:4,3:4,…
+    #[arg(long)]
+    pattern: Option<Pattern>,
+    /// The weight update learned along with the mask
+    #[arg(long)]
+    delta: Option<Delta>,
+    /// Rank of the low-rank update
+    #[arg(long)]
+    lora_rank: Option<usize>,
+    /// Its α (the update is scaled by α/rank)
+    #[arg(long)]
+    lora_alpha: Option<f64>,
+    /// Linear layers that get one
+    #[arg(long)]
+    lora_layers: Option<Layers>,
+    /// Learning rate of the mask's logits
+    #[arg(long)]
+    mask_lr: Option<f64>,
+    /// Temperature at the first step
+    #[arg(long)]
+    tau_from: Option<f64>,
+    /// Temperature at the last step
+    #[arg(long)]
+    tau_to: Option<f64>,
+    /// Factor on the logits
+    #[arg(long)]
+    scale: Option<f64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    data: DataOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    fit: FitOptions,
+}
+
+impl Options {
+    fn learn_config(&self) -> Result<LearnConfig> {
+        // Budgets for a small model on a CPU; the paper's are LearnConfig's own defaults.
+        let defaults = FitConfig { steps: 300, batch_size: 64, ema: 0.98, ..LearnConfig::default().fit };
+        let d = LearnConfig { lr: 5e-4, mask_lr: 5e-3, fit: defaults, ..LearnConfig::default() };
+        let layers = match self.lora_layers.unwrap_or(Layers::All) {
+            Layers::All => LoraLayers::All,
+            Layers::Attention => LoraLayers::Attention,
+            Layers::Mlp => LoraLayers::Mlp,
+        };
+        let delta = match self.delta.unwrap_or(Delta::Lora) {
+            Delta::Lora => {
+                DeltaW::Lora { rank: self.lora_rank.unwrap_or(8), alpha: self.lora_alpha.unwrap_or(16.0), layers }
+            }
+            _ if self.lora_rank.is_some() || self.lora_alpha.is_some() || self.lora_layers.is_some() => {
+                return Err(Error::usage("lora-rank, lora-alpha and lora-layers need --delta lora").into());
+            }
+            Delta::Full => DeltaW::Full,
+            Delta::Frozen => DeltaW::Frozen,
+        };
+        Ok(LearnConfig {
+            pattern: self.pattern.clone().unwrap_or(d.pattern),
+            delta,
+            lr: self.fit.lr.unwrap_or(d.lr),
+            mask_lr: self.mask_lr.unwrap_or(d.mask_lr),
+            tau: Linear { from: self.tau_from.unwrap_or(d.tau.from), to: self.tau_to.unwrap_or(d.tau.to) },
+            scale: self.scale.map_or(d.scale, Linear::constant),
+            seed: self.fit.seed(),
+            fit: self.fit.fit(d.fit),
+            ..LearnConfig::default()
+        })
+    }
+}
+
+/// What `config.toml` records.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Settings<'a> {
+    model_sha256: &'a str,
+    data: &'a str,
+    learn: &'a LearnConfig,
+}
+
+pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
+    let options: Options = args.file.resolve(&args.options)?;
+    let resources = Resources::start();
+    let config = options.learn_config()?;
+    config.validate()?;
+    let model = DiTModel::load(&args.model)?;
+    let batches = options.data.batches(&model, Split::Train, config.seed, config.fit.batch_size)?;
+    let settings = Settings { model_sha256: &model.sha256, data: options.data.name(), learn: &config };
+    let teacher = Teacher {
+        weights: &model.weights,
+        is_fixed: &DiTConfig::is_fixed,
+        build: &|weights, scale| DiT::with_lora(&model.config, weights, scale),
+    };
+    let dir = RunDir::open(&args.out, &settings)?;
+    let progress = Progress::new("learn", config.fit.steps);
+    let context = RunContext { dir: &dir, stop, progress: &progress };
+    let mut learned = learn(&config, &teacher, &objective(&model)?, batches, context)?;
+    learned.selection.source_sha256 = Some(model.sha256.clone());
+    write_selection(&args.out, &learned.selection)?;
+    if learned.skipped > 0 {
+        tracing::warn!(skipped = learned.skipped, "steps were skipped because something was not finite");
+    }
+    resources.write(&args.out, Some(learned.seconds))
+}

@@ -1,0 +1,62 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use tinyfusion::checkpoint::write_atomic;
+use tinyfusion::core::{Error, Plan};
+use tinyfusion::data::shapes::Split;
+use tinyfusion::recover::held_out_loss;
+
+use super::score::read_selection;
+use crate::model::DiTModel;
+use crate::training_data::{DataOptions, held_out_objective};
+
+/// The denoising loss on held-out images, with fixed timesteps and noise.
+///
+/// With --selection the blocks that are not kept are skipped: the calibration loss of that choice.
+///
+/// Example: tinyfusion loss assets/teacher --selection runs/learned/selection.json --images 2048
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Model directory
+    model: PathBuf,
+    /// Blocks to keep; the others are skipped
+    #[arg(long, value_name = "FILE")]
+    selection: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataOptions,
+    /// Held-out images
+    #[arg(long, default_value_t = 2048)]
+    images: u64,
+    /// Seed of timesteps and noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write the numbers here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    const BATCH: usize = 128;
+    if args.images < 2 {
+        return Err(Error::usage("images must be at least 2").into());
+    }
+    let model = DiTModel::load(&args.model)?;
+    let depth = model.config.depth;
+    let plan = match &args.selection {
+        None => Plan::full(depth),
+        Some(path) => Plan::keep(depth, &read_selection(path, depth)?.kept),
+    };
+    let source = args.data.open(&model, Split::HeldOut)?;
+    let count = source.len().map_or(args.images, |n| n.min(args.images));
+    let batches = (0..count)
+        .step_by(BATCH)
+        .map(|start| source.batch(&(start..(start + BATCH as u64).min(count)).collect::<Vec<_>>()));
+    let estimate = held_out_loss(&model.network()?, &plan, &held_out_objective(&model)?, batches, args.seed)?;
+    let text = serde_json::to_string_pretty(&estimate)?;
+    if let Some(path) = &args.json {
+        write_atomic(path, |f| f.write_all(format!("{text}\n").as_bytes()))?;
+    }
+    println!("{text}");
+    Ok(())
+}

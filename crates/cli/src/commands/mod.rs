@@ -1,0 +1,58 @@
+mod cut;
+mod distill;
+mod evaluate;
+mod inspect;
+mod learn;
+mod loss;
+mod models;
+mod pretrain;
+mod sample;
+mod score;
+
+use anyhow::Result;
+use tinyfusion::train::Stop;
+
+/// Shown under `tinyfusion --help`.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  tinyfusion learn assets/teacher runs/learned --pattern 1:2 --steps 300
+  tinyfusion cut assets/teacher runs/cut --selection runs/learned/selection.json
+  tinyfusion distill runs/cut runs/student --steps 600 --teacher assets/teacher --selection runs/learned/selection.json
+  tinyfusion sample runs/student/model runs/images --count 100 --steps 50 --cfg 2.0
+  tinyfusion evaluate shapes:1000 runs/images/samples.npz --classifier assets/classifier";
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    Models(models::Args),
+    Inspect(inspect::Args),
+    Pretrain(pretrain::Args),
+    Learn(learn::Args),
+    Score(score::Args),
+    Cut(cut::Args),
+    Distill(distill::Args),
+    Loss(loss::Args),
+    Sample(sample::Args),
+    Evaluate(evaluate::Args),
+}
+
+impl Command {
+    pub(crate) fn run(&self, stop: &Stop) -> Result<()> {
+        match self {
+            Self::Models(args) => models::run(args),
+            Self::Inspect(args) => inspect::run(args),
+            Self::Pretrain(args) => pretrain::run(args, stop),
+            Self::Learn(args) => learn::run(args, stop),
+            Self::Score(args) => score::run(args),
+            Self::Cut(args) => cut::run(args),
+            Self::Distill(args) => distill::run(args, stop),
+            Self::Loss(args) => loss::run(args),
+            Self::Sample(args) => sample::run(args, stop),
+            Self::Evaluate(args) => evaluate::run(args),
+        }
+    }
+}
+
+/// This process's command line, for provenance.
+pub(crate) fn command_line() -> String {
+    std::env::args().collect::<Vec<_>>().join(" ")
+}

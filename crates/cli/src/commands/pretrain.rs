@@ -1,0 +1,200 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+use tinyfusion::checkpoint::{DTypePolicy, Provenance};
+use tinyfusion::data::shapes::{self, Split};
+use tinyfusion::diffusion::{BetaSchedule, DiffusionConfig, Variance};
+use tinyfusion::distill::{DistillConfig, Run, Student, distill};
+use tinyfusion::models::{ClassifierConfig, DiT, DiTConfig};
+use tinyfusion::train::{FitConfig, LrSchedule, Outcome, Progress, RunDir, Stop};
+
+use crate::classifier;
+use crate::model::{DiTModel, save_classifier, save_dit};
+use crate::resources::Resources;
+use crate::settings::{ConfigFile, FitOptions};
+use crate::training_data::{DataOptions, objective};
+
+/// Train the embedded experiment's teacher or classifier from nothing.
+///
+/// Example: tinyfusion pretrain runs/teacher --what dit --steps 20000 --lr 1e-3
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Folder of the run; the model lands in OUT/model
+    out: PathBuf,
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Also write the model, in 16 bits, into this folder
+    #[arg(long, value_name = "FOLDER")]
+    export: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+enum What {
+    /// The diffusion transformer
+    Dit,
+    /// The classifier that judges its samples
+    Classifier,
+}
+
+/// One optional field per flag, so that a file can give any of them.
+#[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case")]
+struct Options {
+    /// What to train
+    #[arg(long)]
+    what: Option<What>,
+    /// Blocks
+    #[arg(long)]
+    depth: Option<usize>,
+    /// Width
+    #[arg(long)]
+    hidden_size: Option<usize>,
+    /// Attention heads
+    #[arg(long)]
+    num_heads: Option<usize>,
+    /// Side of a patch
+    #[arg(long)]
+    patch_size: Option<usize>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    fit: FitOptions,
+}
+
+/// Everything that decides the outcome, as written to `config.toml`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Settings<'a, M> {
+    what: What,
+    seed: u64,
+    lr: LrSchedule,
+    fit: &'a FitConfig,
+    model: &'a M,
+}
+
+pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
+    let options: Options = args.file.resolve(&args.options)?;
+    let resources = Resources::start();
+    let job = Job {
+        args,
+        seed: options.fit.seed(),
+        lr: options.fit.lr(LrSchedule { peak: 1e-3, last: 5e-5, warmup: 100 }),
+        fit: options.fit.fit(FitConfig { steps: 20_000, ..FitConfig::default() }),
+        options,
+        stop,
+    };
+    let outcome = match job.options.what.unwrap_or(What::Dit) {
+        What::Dit => job.dit()?,
+        What::Classifier => job.classifier()?,
+    };
+    resources.write(&args.out, Some(outcome.seconds))?;
+    println!("{}", args.out.join("model").display());
+    Ok(())
+}
+
+struct Job<'a> {
+    args: &'a Args,
+    options: Options,
+    seed: u64,
+    lr: LrSchedule,
+    fit: FitConfig,
+    stop: &'a Stop,
+}
+
+impl Job<'_> {
+    fn dir<M: Serialize>(&self, what: What, model: &M) -> Result<RunDir> {
+        let settings = Settings { what, seed: self.seed, lr: self.lr, fit: &self.fit, model };
+        Ok(RunDir::open(&self.args.out, &settings)?)
+    }
+
+    fn provenance(&self) -> Provenance {
+        let mut provenance = Provenance::of_command(super::command_line());
+        provenance.steps = Some(self.fit.steps);
+        provenance
+    }
+
+    /// Where the model goes: always into the run's folder, and exported in 16 bits when asked.
+    fn places(&self) -> Vec<(PathBuf, DTypePolicy)> {
+        let own = (self.args.out.join("model"), DTypePolicy::F32);
+        std::iter::once(own).chain(self.args.export.iter().map(|e| (e.clone(), DTypePolicy::F16))).collect()
+    }
+
+    fn dit(&self) -> Result<Outcome> {
+        let o = &self.options;
+        let config = DiTConfig {
+            input_size: shapes::SIZE,
+            patch_size: o.patch_size.unwrap_or(4),
+            in_channels: 3,
+            hidden_size: o.hidden_size.unwrap_or(64),
+            depth: o.depth.unwrap_or(16),
+            num_heads: o.num_heads.unwrap_or(2),
+            num_classes: shapes::CLASSES.len(),
+            learn_sigma: false,
+            ..DiTConfig::default()
+        };
+        // The cosine schedule spends more of its steps where a small image's structure is decided
+        // (Nichol & Dhariwal 2021, §3.2).
+        let diffusion = DiffusionConfig {
+            schedule: BetaSchedule::Cosine,
+            variance: Variance::FixedLarge,
+            ..DiffusionConfig::default()
+        };
+        let dir = self.dir(What::Dit, &config)?;
+        let model = DiTModel {
+            weights: config.init(self.seed, &Device::Cpu)?,
+            config,
+            diffusion,
+            sha256: String::new(),
+            path: self.args.out.clone(),
+        };
+        let student = Student {
+            weights: &model.weights,
+            build: &|weights| DiT::new(&model.config, weights),
+            is_fixed: &DiTConfig::is_fixed,
+        };
+        // Training from nothing is plain fine-tuning of fresh weights.
+        let settings = DistillConfig { seed: self.seed, lr: self.lr, fit: self.fit.clone(), knowledge: None };
+        let progress = Progress::new("pretrain", self.fit.steps);
+        let data = DataOptions::shapes();
+        let outcome = distill(
+            &settings,
+            &student,
+            None,
+            &objective(&model)?,
+            data.batches(&model, Split::Train, self.seed, self.fit.batch_size)?,
+            Run { dir: &dir, stop: self.stop, progress: &progress },
+        )?;
+        for (place, dtype) in self.places() {
+            save_dit(&place, &model.config, &model.diffusion, &outcome.averages, &self.provenance(), dtype)?;
+        }
+        Ok(outcome)
+    }
+
+    fn classifier(&self) -> Result<Outcome> {
+        let o = &self.options;
+        let defaults = ClassifierConfig::default();
+        let config = ClassifierConfig {
+            patch_size: o.patch_size.unwrap_or(defaults.patch_size),
+            hidden_size: o.hidden_size.unwrap_or(defaults.hidden_size),
+            depth: o.depth.unwrap_or(defaults.depth),
+            num_heads: o.num_heads.unwrap_or(defaults.num_heads),
+            num_classes: shapes::CLASSES.len(),
+            ..defaults
+        };
+        let dir = self.dir(What::Classifier, &config)?;
+        let outcome = classifier::train(&config, self.seed, self.lr, &self.fit, &dir, self.stop)?;
+        let accuracy = classifier::held_out_accuracy(&config, &outcome.averages)?;
+        let mut provenance = self.provenance();
+        provenance.notes.insert("held-out accuracy".into(), format!("{accuracy:.4}"));
+        for (place, dtype) in self.places() {
+            save_classifier(&place, &config, &outcome.averages, &provenance, dtype)?;
+        }
+        println!("held-out accuracy {accuracy:.4}");
+        Ok(outcome)
+    }
+}

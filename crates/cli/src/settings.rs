@@ -1,0 +1,107 @@
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tinyfusion::core::Error;
+use tinyfusion::train::{FitConfig, LrSchedule};
+
+/// Where a command's settings come from besides its flags.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConfigFile {
+    /// TOML file with any of the long flags (kebab-case keys); flags given here win
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    /// `flags` over the file's values. `T` has one optional field per long flag, and no other key is taken.
+    pub(crate) fn resolve<T: Serialize + DeserializeOwned>(&self, flags: &T) -> Result<T> {
+        let Value::Object(flags) = serde_json::to_value(flags)? else { unreachable!("options are a struct") };
+        let (mut merged, place) = match &self.config {
+            None => (Map::new(), "flags".to_string()),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+                let table: Map<String, Value> =
+                    toml::from_str(&text).map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
+                (table, path.display().to_string())
+            }
+        };
+        if let Some(key) = merged.keys().find(|k| !flags.contains_key(*k)) {
+            let known = flags.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(Error::usage(format!("{place}: unknown setting `{key}`; there are {known}")).into());
+        }
+        merged.extend(flags.into_iter().filter(|(_, v)| !v.is_null()));
+        serde_json::from_value(Value::Object(merged)).map_err(|e| Error::usage(format!("{place}: {e}")).into())
+    }
+}
+
+/// The flags of the training loop, shared by every command that trains.
+#[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct FitOptions {
+    /// Training steps
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Images per step
+    #[arg(long)]
+    pub(crate) batch_size: Option<usize>,
+    /// Pieces of a batch; as many as there are cores run side by side
+    #[arg(long)]
+    micro_batches: Option<usize>,
+    /// Peak learning rate of the weights
+    #[arg(long)]
+    pub(crate) lr: Option<f64>,
+    /// Learning rate at the last step (half cosine)
+    #[arg(long)]
+    last_lr: Option<f64>,
+    /// Steps of linear warm-up
+    #[arg(long)]
+    warmup: Option<u64>,
+    /// Decay per step of the averaged parameters
+    #[arg(long)]
+    ema: Option<f64>,
+    /// Largest gradient norm
+    #[arg(long)]
+    clip: Option<f64>,
+    /// Seed of everything random in the run
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Steps between checkpoints
+    #[arg(long)]
+    checkpoint_every: Option<u64>,
+    /// Steps between lines of metrics.jsonl
+    #[arg(long)]
+    log_every: Option<u64>,
+}
+
+impl FitOptions {
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed.unwrap_or(0)
+    }
+
+    /// The flags over `defaults`.
+    pub(crate) fn fit(&self, defaults: FitConfig) -> FitConfig {
+        FitConfig {
+            steps: self.steps.unwrap_or(defaults.steps),
+            batch_size: self.batch_size.unwrap_or(defaults.batch_size),
+            micro_batches: self.micro_batches.unwrap_or(defaults.micro_batches),
+            clip: self.clip.or(defaults.clip),
+            ema: self.ema.unwrap_or(defaults.ema),
+            checkpoint_every: self.checkpoint_every.unwrap_or(defaults.checkpoint_every),
+            log_every: self.log_every.unwrap_or(defaults.log_every),
+            ..defaults
+        }
+    }
+
+    /// The flags over `defaults`; a peak alone keeps the defaults' ratio of last to peak.
+    pub(crate) fn lr(&self, defaults: LrSchedule) -> LrSchedule {
+        let peak = self.lr.unwrap_or(defaults.peak);
+        LrSchedule {
+            peak,
+            last: self.last_lr.unwrap_or(peak * defaults.last / defaults.peak),
+            warmup: self.warmup.unwrap_or(defaults.warmup),
+        }
+    }
+}
