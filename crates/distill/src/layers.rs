@@ -1,0 +1,87 @@
+use tinyfusion_core::{BlockLayout, Error, Result, Selection};
+
+/// Which blocks of student and teacher are compared when features are distilled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerMap {
+    student_depth: usize,
+    teacher_depth: usize,
+    pairs: Vec<(usize, usize)>,
+}
+
+impl LayerMap {
+    /// Blocks aligned at the ends of the selection's groups: there student and teacher have done the same share
+    /// of their work. A student cut by explicit indices has one group, so that only the last blocks are compared.
+    pub fn group_ends(selection: &Selection) -> Result<Self> {
+        Self::new(
+            selection.kept.len(),
+            selection.depth,
+            selection.group_ends(),
+        )
+    }
+
+    /// Any pairs (student block, teacher block), strictly ascending on both sides.
+    pub fn new(
+        student_depth: usize,
+        teacher_depth: usize,
+        pairs: Vec<(usize, usize)>,
+    ) -> Result<Self> {
+        let fail = |what: String| Err(Error::usage(format!("layer map: {what}")));
+        if pairs.is_empty() {
+            return fail("no blocks are paired".into());
+        }
+        if let Some((s, t)) = pairs
+            .iter()
+            .find(|(s, t)| *s >= student_depth || *t >= teacher_depth)
+        {
+            return fail(format!(
+                "student block {s} with teacher block {t}, but the depths are {student_depth} and {teacher_depth}"
+            ));
+        }
+        if let Some(w) = pairs
+            .windows(2)
+            .find(|w| w[0].0 >= w[1].0 || w[0].1 >= w[1].1)
+        {
+            return fail(format!(
+                "pairs must ascend on both sides, found {:?} before {:?}",
+                w[0], w[1]
+            ));
+        }
+        Ok(Self {
+            student_depth,
+            teacher_depth,
+            pairs,
+        })
+    }
+
+    /// The pairs (student block, teacher block).
+    pub fn pairs(&self) -> &[(usize, usize)] {
+        &self.pairs
+    }
+
+    /// The student's blocks, ascending.
+    pub fn student_blocks(&self) -> Vec<usize> {
+        self.pairs.iter().map(|p| p.0).collect()
+    }
+
+    /// The teacher's blocks, ascending.
+    pub fn teacher_blocks(&self) -> Vec<usize> {
+        self.pairs.iter().map(|p| p.1).collect()
+    }
+
+    /// Checks that the map is for networks of these depths.
+    pub fn check(&self, student: &BlockLayout, teacher: &BlockLayout) -> Result<()> {
+        for (who, expected, found) in [
+            ("student", self.student_depth, student.depth()),
+            ("teacher", self.teacher_depth, teacher.depth()),
+        ] {
+            if expected != found {
+                return Err(Error::usage(format!(
+                    "the selection goes from {} blocks to {}, but the {who} has {found} instead of {expected}; \
+                     pass the selection that cut this student from this teacher, or use features = \"none\"",
+                    self.teacher_depth, self.student_depth
+                )));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,282 @@
+//! The layer map, the settings and what they refuse.
+#![allow(clippy::unwrap_used)] // also in helpers of tests: a panic is a failed test
+
+use tinyfusion_core::{BlockLayout, Group, Selection};
+use tinyfusion_distill::{BetaSchedule, DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap};
+
+/// A selection that keeps the first n of every group.
+fn selection(groups: &[(usize, usize)]) -> Selection {
+    let mut kept = Vec::new();
+    let mut start = 0;
+    for (n, m) in groups {
+        kept.extend(start..start + n);
+        start += m;
+    }
+    let groups = groups.iter().map(|&(n, m)| Group { n, m }).collect();
+    Selection {
+        groups,
+        ..Selection::from_indices(start, kept).unwrap()
+    }
+    .validated()
+    .unwrap()
+}
+
+fn map(groups: &[(usize, usize)]) -> LayerMap {
+    LayerMap::group_ends(&selection(groups)).unwrap()
+}
+
+#[test]
+fn group_ends_are_the_tables_of_the_reference() {
+    // D14 of DiT-XL and D7 of D14: 1:2 throughout.
+    for student in [14, 7] {
+        let want: Vec<_> = (0..student).map(|i| (i, 2 * i + 1)).collect();
+        assert_eq!(map(&vec![(1, 2); student]).pairs(), want);
+    }
+    // D19 of DiT-XL: 3:4, with 2:4 in the third and the fifth group.
+    let d19 = map(&[(3, 4), (3, 4), (2, 4), (3, 4), (2, 4), (3, 4), (3, 4)]);
+    assert_eq!(d19.student_blocks(), [2, 5, 7, 10, 12, 15, 18]);
+    assert_eq!(d19.teacher_blocks(), [3, 7, 11, 15, 19, 23, 27]);
+}
+
+#[test]
+fn every_pattern_has_a_map_that_ends_with_both_networks() {
+    for groups in [
+        vec![(2, 4); 7],
+        vec![(7, 14); 2],
+        vec![(14, 28)],
+        vec![(0, 2), (2, 2), (1, 4)],
+        vec![(4, 4), (1, 3)],
+    ] {
+        let map = map(&groups);
+        let (student, teacher) = groups
+            .iter()
+            .fold((0, 0), |sum, g| (sum.0 + g.0, sum.1 + g.1));
+        assert_eq!(
+            map.pairs().last(),
+            Some(&(student - 1, teacher - 1)),
+            "{groups:?}"
+        );
+        assert_eq!(map.pairs().len(), groups.iter().filter(|g| g.0 > 0).count());
+        map.check(&BlockLayout::single(student), &BlockLayout::single(teacher))
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_map_for_other_networks_is_refused() {
+    let map = map(&[(1, 2); 4]);
+    let depth = BlockLayout::single;
+    let of_student = map.check(&depth(5), &depth(8)).unwrap_err().to_string();
+    assert!(
+        of_student.contains("student has 5 instead of 4") && of_student.contains("selection"),
+        "{of_student}"
+    );
+    let of_teacher = map.check(&depth(4), &depth(16)).unwrap_err().to_string();
+    assert!(
+        of_teacher.contains("teacher has 16 instead of 8"),
+        "{of_teacher}"
+    );
+}
+
+#[test]
+fn malformed_maps_are_refused() {
+    for (pairs, complaint) in [
+        (vec![], "no blocks"),
+        (vec![(0, 1), (2, 3)], "student block 2"),
+        (vec![(0, 4)], "teacher block 4"),
+        (vec![(1, 1), (0, 3)], "ascend"),
+        (vec![(0, 1), (1, 1)], "ascend"),
+    ] {
+        let error = LayerMap::new(2, 4, pairs).unwrap_err().to_string();
+        assert!(error.contains(complaint), "{error}");
+    }
+}
+
+#[test]
+fn beta_falls_to_zero_by_the_step() {
+    let k = KnowledgeConfig {
+        beta: 0.5,
+        ..KnowledgeConfig::default()
+    };
+    assert_eq!(
+        (
+            k.beta_at(0, 5),
+            k.beta_at(1, 5),
+            k.beta_at(2, 5),
+            k.beta_at(4, 5)
+        ),
+        (0.5, 0.375, 0.25, 0.0)
+    );
+    assert_eq!(k.beta_at(0, 1), 0.5, "a run of one step has the first β");
+}
+
+#[test]
+fn beta_falls_by_the_epoch_as_the_reference_does() {
+    let schedule = BetaSchedule::PerEpoch {
+        steps_per_epoch: 10,
+    };
+    // Five epochs, the last one cut short: factors 1, 3/4, 1/2, 1/4, 0.
+    let factors: Vec<f64> = [0, 9, 10, 25, 39, 40, 44]
+        .map(|s| schedule.factor(s, 45))
+        .into();
+    assert_eq!(factors, [1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]);
+    let k = KnowledgeConfig {
+        beta_schedule: schedule,
+        ..KnowledgeConfig::default()
+    };
+    k.validate(11).unwrap();
+    let error = k.validate(10).unwrap_err().to_string();
+    assert!(
+        error.contains("not longer than one epoch") && error.contains("per-step"),
+        "{error}"
+    );
+}
+
+#[test]
+fn settings_survive_a_file() {
+    let knowledge = KnowledgeConfig {
+        features: FeatureLoss::Joint,
+        beta_schedule: BetaSchedule::PerEpoch { steps_per_epoch: 7 },
+        ..KnowledgeConfig::default()
+    };
+    for knowledge in [None, Some(KnowledgeConfig::default()), Some(knowledge)] {
+        let config = DistillConfig {
+            seed: 3,
+            knowledge,
+            ..DistillConfig::default()
+        };
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(
+            toml::from_str::<DistillConfig>(&text).unwrap(),
+            config,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn settings_are_read_in_kebab_case_and_strictly() {
+    let text = "
+        seed = 5
+        lr = { peak = 1e-3, last = 1e-4, warmup = 10 }
+        [fit]
+        steps = 50
+        [knowledge]
+        alpha-kd = 0.5
+        features = 'all'
+        beta-schedule = { per-epoch = { steps-per-epoch = 20 } }
+    ";
+    let config: DistillConfig = toml::from_str(text).unwrap();
+    let k = config.knowledge.clone().unwrap();
+    assert_eq!(
+        (config.fit.steps, k.alpha_kd, k.features),
+        (50, 0.5, FeatureLoss::All)
+    );
+    assert_eq!(
+        k.beta_schedule,
+        BetaSchedule::PerEpoch {
+            steps_per_epoch: 20
+        }
+    );
+    assert_eq!(
+        (k.sigma, k.beta),
+        (2.0, 1e-2),
+        "what is not said has the reference's value"
+    );
+    config.validate().unwrap();
+    for wrong in [
+        "sed = 1",
+        "[knowledge]\nalpha = 1.0",
+        "[knowledge]\nfeatures = 'some'",
+        "[knowledge]\nbeta-schedule = 'none'",
+    ] {
+        assert!(toml::from_str::<DistillConfig>(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn values_out_of_range_are_refused_by_name() {
+    let base = KnowledgeConfig::default;
+    for (knowledge, name) in [
+        (
+            KnowledgeConfig {
+                alpha_kd: 1.1,
+                ..base()
+            },
+            "alpha-kd",
+        ),
+        (
+            KnowledgeConfig {
+                sigma: 0.0,
+                ..base()
+            },
+            "sigma",
+        ),
+        (
+            KnowledgeConfig {
+                sigma: f64::INFINITY,
+                ..base()
+            },
+            "sigma",
+        ),
+        (
+            KnowledgeConfig {
+                beta: -1.0,
+                ..base()
+            },
+            "beta",
+        ),
+        (
+            KnowledgeConfig {
+                beta: f64::NAN,
+                ..base()
+            },
+            "beta",
+        ),
+        (
+            KnowledgeConfig {
+                beta_schedule: BetaSchedule::PerEpoch { steps_per_epoch: 0 },
+                ..base()
+            },
+            "steps-per-epoch",
+        ),
+    ] {
+        let error = DistillConfig {
+            knowledge: Some(knowledge),
+            ..DistillConfig::default()
+        }
+        .validate()
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    let mut config = DistillConfig::default();
+    config.lr.peak = f64::NAN;
+    assert!(
+        config
+            .validate()
+            .unwrap_err()
+            .to_string()
+            .contains("lr.peak")
+    );
+}
+
+#[test]
+fn feature_losses_have_names() {
+    for (name, which) in [
+        ("none", FeatureLoss::None),
+        ("all", FeatureLoss::All),
+        ("masked", FeatureLoss::Masked),
+        ("joint", FeatureLoss::Joint),
+    ] {
+        assert_eq!(name.parse::<FeatureLoss>().unwrap(), which);
+        assert_eq!(serde_json::to_value(which).unwrap(), name);
+    }
+    assert!(
+        "soft"
+            .parse::<FeatureLoss>()
+            .unwrap_err()
+            .to_string()
+            .contains("masked")
+    );
+}
