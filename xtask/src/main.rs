@@ -1,1 +1,60 @@
-fn main() {}
+//! Drives the project: `cargo xtask reproduce | pretrain | ci | layers`.
+//!
+//! It drives the *binary* `tinyfusion` and uses none of the libraries, so that every stage of an
+//! experiment is a command that a user can paste.
+#![allow(clippy::print_stdout)] // a program: what it does and finds goes to stdout
+
+mod ci;
+mod files;
+mod layers;
+mod pretrain;
+mod report;
+mod reproduce;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Drives the project",
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the experiment of a preset and write results.json, report.md and report.html
+    Reproduce(reproduce::Args),
+    /// Train the embedded teacher and classifier again
+    Pretrain(pretrain::Args),
+    /// Everything a change has to pass: format, layers, clippy, tests, docs, the smoke experiment
+    Ci,
+    /// Check that every crate uses only the crates below it
+    Layers,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Reproduce(args) => reproduce::run(&args),
+        Command::Pretrain(args) => pretrain::run(&args),
+        Command::Ci => ci::run(),
+        Command::Layers => layers::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            // The shells' convention for a program ended by Ctrl-C.
+            ExitCode::from(if error.is::<reproduce::Interrupted>() {
+                130
+            } else {
+                1
+            })
+        }
+    }
+}

@@ -1,0 +1,161 @@
+use super::*;
+use crate::report::sample::results;
+
+fn answers(results: &Results, part: &str) -> Vec<(Verdict, String)> {
+    findings(results)
+        .into_iter()
+        .find(|f| f.question.contains(part))
+        .unwrap()
+        .answers
+}
+
+fn set(results: &mut Results, id: &str, fid: f64) {
+    results.rows.iter_mut().find(|r| r.id == id).unwrap().fid = Some(fid);
+    results.random = crate::reproduce::Aggregate::of(&results.rows);
+}
+
+// The made-up random masks have FID 20, 24, 28, 32: median 26, spread 12.
+
+#[test]
+fn a_win_is_better_than_every_random_mask() {
+    let mut r = results();
+    set(&mut r, "learned-1-2-ft", 15.0);
+    assert_eq!(answers(&r, "median random")[0].0, Verdict::Yes);
+    let every = &answers(&r, "every random")[0];
+    assert_eq!(every.0, Verdict::Yes);
+    assert!(every.1.contains("beats 4 of 4"), "{}", every.1);
+}
+
+#[test]
+fn inside_the_spread_is_not_called_a_win() {
+    let mut r = results();
+    set(&mut r, "learned-1-2-ft", 22.0);
+    let median = &answers(&r, "median random")[0];
+    assert_eq!(median.0, Verdict::Unclear);
+    assert!(median.1.contains("inside the spread"), "{}", median.1);
+    let every = &answers(&r, "every random")[0];
+    assert_eq!(every.0, Verdict::No);
+    assert!(every.1.contains("beats 3 of 4"), "{}", every.1);
+}
+
+#[test]
+fn a_loss_is_said_plainly() {
+    let mut r = results();
+    set(&mut r, "learned-1-2-ft", 30.0);
+    let median = &answers(&r, "median random")[0];
+    assert_eq!(median.0, Verdict::No);
+    assert!(
+        median.1.starts_with("the learned mask does not win: "),
+        "{}",
+        median.1
+    );
+    set(&mut r, "learned-1-2-ft", 26.1);
+    let median = &answers(&r, "median random")[0];
+    assert_eq!(median.0, Verdict::Unclear);
+    assert!(median.1.starts_with("a tie"), "{}", median.1);
+}
+
+#[test]
+fn pairs_are_judged_against_the_spread() {
+    let mut r = results();
+    set(&mut r, "learned-1-2-ft", 18.0);
+    for (oracle, verdict) in [
+        (40.0, Verdict::Yes),
+        (25.0, Verdict::Unclear),
+        (18.1, Verdict::Unclear),
+        (5.0, Verdict::No),
+    ] {
+        set(&mut r, "oracle-ft", oracle);
+        let answer = &answers(&r, "oracle")[0];
+        assert_eq!(answer.0, verdict, "{}", answer.1);
+    }
+    set(&mut r, "learned-1-2-kd", 3.0);
+    let kd = answers(&r, "distillation")
+        .into_iter()
+        .find(|(_, t)| t.contains("learned 1:2"))
+        .unwrap();
+    assert_eq!(kd.0, Verdict::Yes, "{}", kd.1);
+    set(&mut r, "learned-1-2-kd", 38.0);
+    let kd = answers(&r, "distillation")
+        .into_iter()
+        .find(|(_, t)| t.contains("learned 1:2"))
+        .unwrap();
+    assert_eq!(kd.0, Verdict::No, "{}", kd.1);
+}
+
+#[test]
+fn a_speed_up_has_to_beat_fewer_steps_at_its_own_speed() {
+    let mut r = results();
+    let kd = |r: &Results| {
+        answers(r, "fewer steps")
+            .into_iter()
+            .find(|(_, t)| t.contains("learned 1:2 (lora), masked KD"))
+            .unwrap()
+    };
+    set(&mut r, "learned-1-2-kd", 20.0);
+    set(&mut r, "dense-12-steps", 5.0);
+    assert_eq!(kd(&r).0, Verdict::No, "{}", kd(&r).1);
+    set(&mut r, "dense-12-steps", 50.0);
+    assert_eq!(kd(&r).0, Verdict::Yes, "{}", kd(&r).1);
+    // A slower control does not count, however good.
+    r.rows
+        .iter_mut()
+        .find(|row| row.id == "dense-12-steps")
+        .unwrap()
+        .images_per_second = 1.0;
+    assert_eq!(kd(&r).0, Verdict::Unknown, "{}", kd(&r).1);
+    assert!(kd(&r).1.contains("no control is as fast"));
+}
+
+#[test]
+fn depth_needs_both_numbers() {
+    let mut r = results();
+    set(&mut r, "dense", 2.0);
+    assert_eq!(answers(&r, "depth")[0].0, Verdict::Yes);
+    r.rows
+        .iter_mut()
+        .find(|row| row.id == "dense")
+        .unwrap()
+        .held_out_loss = 9.0;
+    assert_eq!(answers(&r, "depth")[0].0, Verdict::Unclear);
+}
+
+#[test]
+fn the_headline_follows_the_verdicts() {
+    let mut r = results();
+    for (first, second, part) in [
+        (15.0, 16.0, "better than every random mask."),
+        (15.0, 22.0, "1 of 2 learned masks"),
+        (22.0, 30.0, "do not clearly win"),
+        (31.0, 30.0, "do not win"),
+    ] {
+        set(&mut r, "learned-1-2-ft", first);
+        set(&mut r, "learned-2-4-ft", second);
+        assert!(headline(&r).contains(part), "{}", headline(&r));
+    }
+    r.sample_count = Some(40);
+    assert!(headline(&r).contains("too small"));
+}
+
+#[test]
+fn missing_rows_and_numbers_are_no_answers() {
+    let mut r = results();
+    r.rows.retain(|row| row.criterion == "dense");
+    r.random = None;
+    let all = findings(&r);
+    assert!(all.iter().all(|f| !f.answers.is_empty()));
+    assert_eq!(answers(&r, "median random")[0].0, Verdict::Unknown);
+    let mut r = results();
+    r.rows.iter_mut().for_each(|row| row.fid = None);
+    assert!(
+        answers(&r, "oracle")
+            .iter()
+            .all(|a| a.0 == Verdict::Unknown)
+    );
+}
+
+#[test]
+fn the_report_says_what_its_features_are() {
+    let text = caveats(&results()).join("\n");
+    assert!(text.contains("small classifier") && text.contains("not on Inception"));
+}

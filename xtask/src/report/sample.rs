@@ -1,0 +1,131 @@
+//! Made-up results for tests.
+
+use std::collections::BTreeMap;
+
+use crate::reproduce::{Aggregate, Cost, Machine, Recovery, ResultRow, Results};
+
+fn row(
+    id: &str,
+    name: &str,
+    criterion: &str,
+    pattern: Option<&str>,
+    recovery: Recovery,
+    fid: f64,
+) -> ResultRow {
+    let dense = criterion == "dense";
+    let depth = if dense { 16 } else { 8 };
+    ResultRow {
+        id: id.into(),
+        name: name.into(),
+        criterion: criterion.into(),
+        pattern: pattern.map(Into::into),
+        recovery,
+        seed: 0,
+        sampling_steps: 25,
+        kept_layers: if dense {
+            (0..16).collect()
+        } else {
+            (0..8).map(|i| 2 * i).collect()
+        },
+        depth,
+        parameters: depth as u64 * 100_000,
+        calibration_loss: (!dense).then_some(0.1 + fid / 200.0),
+        held_out_loss: if dense { 0.02 } else { 0.02 + fid / 2000.0 },
+        held_out_standard_error: Some(0.0004),
+        fid: Some(fid),
+        sfid: None,
+        inception_score: Some(8.5),
+        precision: Some(0.8),
+        recall: Some(0.5),
+        kid: Some(0.01),
+        accuracy: Some(0.9),
+        images_per_second: if dense { 20.0 } else { 38.0 },
+        stages: BTreeMap::from([(
+            "sampling".into(),
+            Cost {
+                seconds: 30.0,
+                peak_rss_bytes: Some(1 << 29),
+            },
+        )]),
+    }
+}
+
+/// Two dense rows, random masks with FID 20, 24, 28 and 32, oracle and learned at two patterns.
+pub(crate) fn results() -> Results {
+    use Recovery::{FineTuning, MaskedKd, None as Uncut};
+    let mut rows = vec![
+        row("dense", "dense teacher", "dense", None, Uncut, 4.0),
+        row(
+            "dense-12-steps",
+            "dense teacher, 12 sampling steps",
+            "dense",
+            None,
+            Uncut,
+            7.0,
+        ),
+    ];
+    rows[1].sampling_steps = 12;
+    rows[1].images_per_second = 40.0;
+    for (i, fid) in [28.0, 20.0, 32.0, 24.0].into_iter().enumerate() {
+        let (id, name) = (
+            format!("random-1-2-seed-{i}-ft"),
+            format!("random 1:2, seed {i}, fine-tuned"),
+        );
+        rows.push(row(&id, &name, "random", Some("1:2"), FineTuning, fid));
+        rows[2 + i].seed = i as u64;
+    }
+    rows.push(row(
+        "oracle-ft",
+        "oracle (BK-SDM), fine-tuned",
+        "oracle",
+        None,
+        FineTuning,
+        25.0,
+    ));
+    rows.push(row(
+        "oracle-kd",
+        "oracle (BK-SDM), masked KD",
+        "oracle",
+        None,
+        MaskedKd,
+        19.0,
+    ));
+    for (pattern, slug, fid) in [("1:2", "1-2", 18.0), ("2:4", "2-4", 17.0)] {
+        let of = |what: &str, tail: &str| {
+            (
+                format!("learned-{slug}-{what}"),
+                format!("learned {pattern} (lora), {tail}"),
+            )
+        };
+        let (id, name) = of("ft", "fine-tuned");
+        rows.push(row(&id, &name, "learned", Some(pattern), FineTuning, fid));
+        let (id, name) = of("kd", "masked KD");
+        rows.push(row(
+            &id,
+            &name,
+            "learned",
+            Some(pattern),
+            MaskedKd,
+            fid - 4.0,
+        ));
+    }
+    Results {
+        preset: "made-up".into(),
+        settings: serde_json::json!({"seed": 0}),
+        machine: Machine {
+            cores: 2,
+            os: "TestOS <1>".into(),
+            memory_bytes: Some(8 << 30),
+            ..Machine::default()
+        },
+        features: "shapes-classifier (not Inception)".into(),
+        reference_count: Some(2000),
+        sample_count: Some(600),
+        seconds: 840.0,
+        peak_rss_bytes: Some(1 << 30),
+        warnings: vec!["few samples".into()],
+        random: Aggregate::of(&rows),
+        commands: vec!["target/release/tinyfusion learn assets/teacher 'a b'".into()],
+        rows,
+    }
+}

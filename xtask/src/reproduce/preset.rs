@@ -1,0 +1,264 @@
+//! The preset of an experiment: a TOML under `assets/presets`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// Everything that one experiment is made of. The tables named `flags` hold long flags of the
+/// binary's commands and are handed to it as they stand.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Preset {
+    /// Name of the preset: the stem of its file.
+    #[serde(skip_deserializing)]
+    pub(crate) name: String,
+    /// Model directory of the dense teacher.
+    pub(crate) teacher: PathBuf,
+    /// Model directory of the classifier whose features are compared.
+    pub(crate) classifier: PathBuf,
+    /// Seed of every search and every recovery; random mask i has seed + i.
+    pub(crate) seed: u64,
+    pub(crate) learn: Learn,
+    pub(crate) random: Random,
+    pub(crate) recover: Recover,
+    /// Flags of `tinyfusion loss`.
+    pub(crate) loss: toml::Table,
+    pub(crate) sample: Sample,
+    pub(crate) evaluate: Evaluate,
+    pub(crate) seconds: Seconds,
+}
+
+/// The learned masks: one search per pattern.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Learn {
+    pub(crate) patterns: Vec<String>,
+    pub(crate) flags: toml::Table,
+}
+
+/// The random masks, the control of every criterion.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Random {
+    pub(crate) pattern: String,
+    pub(crate) masks: u64,
+}
+
+/// The recovery, with the same budget for every row.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Recover {
+    /// For every row.
+    pub(crate) flags: toml::Table,
+    /// Added for the rows with knowledge distillation.
+    pub(crate) kd: toml::Table,
+}
+
+/// Sampling, the same noise for every row.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sample {
+    /// Sampling steps of every row but the controls.
+    pub(crate) steps: u64,
+    /// Sampling steps of the dense controls; half of `steps` costs what half the depth costs.
+    pub(crate) fewer_steps: Vec<u64>,
+    pub(crate) flags: toml::Table,
+}
+
+/// What the samples are compared with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Evaluate {
+    /// `shapes:N`, or the path of an .npz or folder.
+    pub(crate) reference: String,
+}
+
+/// Expected seconds of the stages on two cores: weights of the progress bar, nothing else.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Seconds {
+    pub(crate) learn: f64,
+    pub(crate) fine_tune: f64,
+    pub(crate) kd: f64,
+    pub(crate) loss: f64,
+    pub(crate) sample_dense: f64,
+    pub(crate) sample_student: f64,
+    pub(crate) evaluate: f64,
+    /// score, cut, inspect
+    pub(crate) other: f64,
+}
+
+/// File of the preset `name`: a path if it ends in .toml, else one of `assets/presets`.
+pub(crate) fn file_of(name: &str, root: &Path) -> Result<PathBuf> {
+    if name.ends_with(".toml") {
+        return Ok(PathBuf::from(name));
+    }
+    let folder = root.join("assets/presets");
+    let path = folder.join(format!("{name}.toml"));
+    if !path.is_file() {
+        let mut known: Vec<String> = std::fs::read_dir(&folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| Some(e.path().file_stem()?.to_string_lossy().into_owned()))
+            .collect();
+        known.sort();
+        bail!(
+            "there is no preset `{name}`; there are {}, or give a path that ends in .toml",
+            known.join(", ")
+        );
+    }
+    Ok(path)
+}
+
+impl Preset {
+    /// Reads and checks the preset.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the preset {}", path.display()))?;
+        let name = path
+            .file_stem()
+            .map(|s| s.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        Self::parse(&text, name).with_context(|| format!("preset {}", path.display()))
+    }
+
+    fn parse(text: &str, name: String) -> Result<Self> {
+        let preset = Self {
+            name,
+            ..toml::from_str(text)?
+        };
+        if preset.learn.patterns.is_empty() {
+            bail!("learn.patterns is empty; give at least one pattern, such as \"1:2\"");
+        }
+        if preset.random.masks == 0 {
+            bail!("random.masks is 0; without random masks no criterion can be judged");
+        }
+        if let Some(steps) = preset
+            .sample
+            .fewer_steps
+            .iter()
+            .find(|s| **s == 0 || **s >= preset.sample.steps)
+        {
+            bail!(
+                "sample.fewer_steps has {steps}, expected 1 to {}",
+                preset.sample.steps - 1
+            );
+        }
+        let learn = &preset.learn.flags;
+        for table in [
+            learn,
+            &preset.recover.flags,
+            &preset.recover.kd,
+            &preset.loss,
+            &preset.sample.flags,
+        ] {
+            flags(table)?;
+        }
+        Ok(preset)
+    }
+}
+
+/// `{ batch-size = 64, quiet = true }` as `--batch-size 64 --quiet`.
+pub(crate) fn flags(table: &toml::Table) -> Result<Vec<String>> {
+    let mut args = Vec::new();
+    for (key, value) in table {
+        let flag = format!("--{}", key.replace('_', "-"));
+        match value {
+            toml::Value::Boolean(true) => args.push(flag),
+            toml::Value::Boolean(false) => {}
+            toml::Value::String(s) => args.extend([flag, s.clone()]),
+            toml::Value::Integer(n) => args.extend([flag, n.to_string()]),
+            toml::Value::Float(x) => args.extend([flag, x.to_string()]),
+            other => bail!(
+                "`{key}` is a {}; a flag's value is a number, a text, true or false",
+                other.type_str()
+            ),
+        }
+    }
+    Ok(args)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn embedded(name: &str) -> Preset {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        Preset::read(&file_of(name, &root).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_embedded_presets_have_what_an_honest_table_needs() {
+        for name in ["tiny", "smoke"] {
+            let preset = embedded(name);
+            assert_eq!(preset.name, name);
+            assert!(preset.random.masks >= 4, "{name}");
+            assert!(
+                ["1:2", "2:4"]
+                    .iter()
+                    .all(|p| preset.learn.patterns.iter().any(|q| q == p)),
+                "{name}"
+            );
+            assert!(!preset.sample.fewer_steps.is_empty(), "{name}");
+            assert_eq!(
+                preset.recover.kd["features"].as_str(),
+                Some("masked"),
+                "{name}"
+            );
+            assert_eq!(preset.learn.flags["delta"].as_str(), Some("lora"), "{name}");
+        }
+    }
+
+    #[test]
+    fn tables_become_flags() {
+        let table: toml::Table = toml::from_str(
+            "lr = 5e-4\nbatch_size = 64\nquiet = true\nslow = false\nwhat = \"dit\"",
+        )
+        .unwrap();
+        assert_eq!(
+            flags(&table).unwrap(),
+            [
+                "--batch-size",
+                "64",
+                "--lr",
+                "0.0005",
+                "--quiet",
+                "--what",
+                "dit"
+            ]
+        );
+        let nested: toml::Table = toml::from_str("a = [1]").unwrap();
+        assert!(
+            flags(&nested)
+                .unwrap_err()
+                .to_string()
+                .contains("`a` is a array")
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let unknown = file_of("tinny", &root).unwrap_err().to_string();
+        assert!(
+            unknown.contains("`tinny`") && unknown.contains("smoke, tiny"),
+            "{unknown}"
+        );
+        let text = std::fs::read_to_string(file_of("smoke", &root).unwrap()).unwrap();
+        let broken = |from: &str, to: &str| {
+            assert!(text.contains(from), "{from}");
+            format!(
+                "{:#}",
+                Preset::parse(&text.replace(from, to), "x".into()).unwrap_err()
+            )
+        };
+        assert!(broken("masks = 4", "masks = 0").contains("random.masks"));
+        assert!(broken("fewer_steps = [2]", "fewer_steps = [9]").contains("expected 1 to 3"));
+        assert!(
+            broken("patterns = [\"1:2\", \"2:4\"]", "patterns = []").contains("learn.patterns")
+        );
+        assert!(broken("masks = 4", "maks = 4").contains("maks"));
+    }
+}

@@ -1,0 +1,368 @@
+//! From the files of a finished run to `results.json`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::preset::Preset;
+use super::stage::Driver;
+use super::vocabulary::{Plan, Recovery, Row};
+use crate::files;
+
+/// Everything that the experiment found: the content of `results.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Results {
+    /// Name of the preset.
+    pub(crate) preset: String,
+    /// The preset itself.
+    pub(crate) settings: Value,
+    pub(crate) machine: Machine,
+    /// What the scores are computed on; not Inception.
+    pub(crate) features: String,
+    pub(crate) reference_count: Option<u64>,
+    pub(crate) sample_count: Option<u64>,
+    /// Seconds of all stages, each counted once.
+    pub(crate) seconds: f64,
+    /// Largest memory of any stage.
+    pub(crate) peak_rss_bytes: Option<u64>,
+    /// What the evaluator had to warn of, without repetition.
+    pub(crate) warnings: Vec<String>,
+    pub(crate) rows: Vec<ResultRow>,
+    /// Every command, in order, to be pasted at the repository's root.
+    pub(crate) commands: Vec<String>,
+    /// The random masks taken together.
+    pub(crate) random: Option<Aggregate>,
+}
+
+/// One method.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ResultRow {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    /// `dense`, `random`, `oracle` or `learned`.
+    pub(crate) criterion: String,
+    pub(crate) pattern: Option<String>,
+    pub(crate) recovery: Recovery,
+    pub(crate) seed: u64,
+    pub(crate) sampling_steps: u64,
+    /// Blocks of the teacher that are kept.
+    pub(crate) kept_layers: Vec<usize>,
+    pub(crate) depth: usize,
+    pub(crate) parameters: u64,
+    /// Denoising loss of the cut model before recovery; none for the dense teacher.
+    pub(crate) calibration_loss: Option<f64>,
+    /// Denoising loss (fixed t and noise) of the model that was sampled, and its standard error.
+    pub(crate) held_out_loss: f64,
+    pub(crate) held_out_standard_error: Option<f64>,
+    pub(crate) fid: Option<f64>,
+    /// Does not apply to the classifier's features.
+    pub(crate) sfid: Option<f64>,
+    pub(crate) inception_score: Option<f64>,
+    pub(crate) precision: Option<f64>,
+    pub(crate) recall: Option<f64>,
+    pub(crate) kid: Option<f64>,
+    /// Share of the samples that the classifier takes for their label.
+    pub(crate) accuracy: Option<f64>,
+    pub(crate) images_per_second: f64,
+    pub(crate) stages: BTreeMap<String, Cost>,
+}
+
+/// What one stage took.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cost {
+    pub(crate) seconds: f64,
+    pub(crate) peak_rss_bytes: Option<u64>,
+}
+
+/// Median and spread of one number over the random masks.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    /// Of at least one number, all finite.
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
+        let mut v = values.to_vec();
+        v.sort_by(f64::total_cmp);
+        let (min, max) = (*v.first()?, *v.last()?);
+        let median = f64::midpoint(v[(v.len() - 1) / 2], v[v.len() / 2]);
+        Some(Self { median, min, max })
+    }
+
+    pub(crate) fn width(self) -> f64 {
+        self.max - self.min
+    }
+}
+
+/// The random masks as one row.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Aggregate {
+    pub(crate) name: String,
+    pub(crate) count: usize,
+    pub(crate) calibration_loss: Option<Spread>,
+    pub(crate) held_out_loss: Option<Spread>,
+    pub(crate) fid: Option<Spread>,
+    pub(crate) inception_score: Option<Spread>,
+    pub(crate) precision: Option<Spread>,
+    pub(crate) recall: Option<Spread>,
+    pub(crate) kid: Option<Spread>,
+    pub(crate) accuracy: Option<Spread>,
+    pub(crate) images_per_second: Option<Spread>,
+}
+
+impl Aggregate {
+    /// Of the recovered random masks among `rows`.
+    pub(crate) fn of(rows: &[ResultRow]) -> Option<Self> {
+        let random: Vec<&ResultRow> = rows.iter().filter(|r| r.criterion == "random").collect();
+        let first = random.first()?;
+        let over = |f: &dyn Fn(&ResultRow) -> Option<f64>| {
+            Spread::of(
+                &random
+                    .iter()
+                    .filter_map(|r| f(r))
+                    .filter(|x| x.is_finite())
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let pattern = first.pattern.as_deref().unwrap_or("any");
+        Some(Self {
+            name: format!("random {pattern}, median of {}, fine-tuned", random.len()),
+            count: random.len(),
+            calibration_loss: over(&|r| r.calibration_loss),
+            held_out_loss: over(&|r| Some(r.held_out_loss)),
+            fid: over(&|r| r.fid),
+            inception_score: over(&|r| r.inception_score),
+            precision: over(&|r| r.precision),
+            recall: over(&|r| r.recall),
+            kid: over(&|r| r.kid),
+            accuracy: over(&|r| r.accuracy),
+            images_per_second: over(&|r| Some(r.images_per_second)),
+        })
+    }
+}
+
+/// Where the numbers come from.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    pub(crate) cpu: Option<String>,
+    pub(crate) cores: usize,
+    pub(crate) memory_bytes: Option<u64>,
+    pub(crate) os: String,
+    pub(crate) rustc: Option<String>,
+    pub(crate) git_commit: Option<String>,
+    /// Whether the working tree differed from that commit.
+    pub(crate) git_dirty: Option<bool>,
+    pub(crate) binary_sha256: String,
+}
+
+impl Machine {
+    fn of_here(binary_sha256: &str) -> Self {
+        let proc = |file: &str, key: &str| -> Option<String> {
+            let text = std::fs::read_to_string(file).ok()?;
+            let line = text.lines().find(|l| l.starts_with(key))?;
+            Some(
+                line.split_once([':', '='])?
+                    .1
+                    .trim()
+                    .trim_matches('"')
+                    .to_string(),
+            )
+        };
+        let output = |program: &str, args: &[&str]| -> Option<String> {
+            let out = Command::new(program).args(args).output().ok()?;
+            out.status
+                .success()
+                .then(|| String::from_utf8_lossy(&out.stdout).trim().to_string())
+        };
+        let memory = proc("/proc/meminfo", "MemTotal");
+        Self {
+            cpu: proc("/proc/cpuinfo", "model name"),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: memory
+                .and_then(|m| Some(m.trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)),
+            os: proc("/etc/os-release", "PRETTY_NAME")
+                .unwrap_or_else(|| std::env::consts::OS.into()),
+            rustc: output("rustc", &["--version"]),
+            git_commit: output("git", &["rev-parse", "HEAD"]),
+            git_dirty: output("git", &["status", "--porcelain"]).map(|s| !s.is_empty()),
+            binary_sha256: binary_sha256.into(),
+        }
+    }
+}
+
+/// `selection.json`, as far as it is needed here.
+#[derive(Deserialize)]
+struct Selection {
+    kept: Vec<usize>,
+}
+
+#[derive(Deserialize)]
+struct Loss {
+    loss: f64,
+    standard_error: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct Sample {
+    images_per_second: f64,
+}
+
+/// What `evaluate` writes. A score that could not be computed is null.
+#[derive(Deserialize)]
+struct Scores {
+    fid: Option<f64>,
+    inception_score: Option<f64>,
+    precision: Option<f64>,
+    recall: Option<f64>,
+    kid: Option<f64>,
+    accuracy: Option<f64>,
+    features: String,
+    reference_count: Option<u64>,
+    sample_count: Option<u64>,
+    #[serde(default)]
+    warnings: Vec<String>,
+}
+
+/// Reads what the stages wrote.
+pub(crate) fn collect(preset: &Preset, plan: &Plan, driver: &Driver) -> Result<Results> {
+    let mut results = Results {
+        preset: preset.name.clone(),
+        settings: serde_json::to_value(preset)?,
+        machine: Machine::of_here(&driver.binary_sha256),
+        features: String::new(),
+        reference_count: None,
+        sample_count: None,
+        seconds: 0.0,
+        peak_rss_bytes: None,
+        warnings: Vec::new(),
+        rows: Vec::new(),
+        commands: plan.stages.iter().map(|s| driver.command(s)).collect(),
+        random: None,
+    };
+    for stage in &plan.stages {
+        if let Some(cost) = cost(driver, &stage.name) {
+            results.seconds += cost.seconds;
+            results.peak_rss_bytes = results.peak_rss_bytes.max(cost.peak_rss_bytes);
+        }
+    }
+    for row in &plan.rows {
+        let scores: Scores = files::read_json(&row.files.scores)?;
+        results.rows.push(result_row(row, &scores, driver)?);
+        for warning in scores.warnings {
+            if !results.warnings.contains(&warning) {
+                results.warnings.push(warning);
+            }
+        }
+        results.features = scores.features;
+        results.reference_count = scores.reference_count;
+        results.sample_count = scores.sample_count;
+    }
+    results.random = Aggregate::of(&results.rows);
+    Ok(results)
+}
+
+fn result_row(row: &Row, scores: &Scores, driver: &Driver) -> Result<ResultRow> {
+    let model: Value = files::read_json(&row.files.inspect)?;
+    let inspected = |key: &str| {
+        number(&model, key)
+            .with_context(|| format!("{} has no number `{key}`", row.files.inspect.display()))
+    };
+    let depth = inspected("depth")? as usize;
+    let kept_layers = match &row.files.selection {
+        Some(file) => files::read_json::<Selection>(file)?.kept,
+        None => (0..depth).collect(),
+    };
+    let read_loss = |file: &Path| files::read_json::<Loss>(file);
+    let held_out = read_loss(&row.files.loss)?;
+    let calibration = row
+        .files
+        .calibration
+        .as_deref()
+        .map(read_loss)
+        .transpose()?;
+    let costs = row
+        .stages
+        .iter()
+        .filter_map(|(label, name)| Some(((*label).to_string(), cost(driver, name)?)));
+    Ok(ResultRow {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        criterion: row.criterion.into(),
+        pattern: row.pattern.clone(),
+        recovery: row.recovery,
+        seed: row.seed,
+        sampling_steps: row.sampling_steps,
+        kept_layers,
+        depth,
+        parameters: inspected("parameters")?,
+        calibration_loss: calibration.map(|c| c.loss),
+        held_out_loss: held_out.loss,
+        held_out_standard_error: held_out.standard_error,
+        fid: scores.fid,
+        sfid: None,
+        inception_score: scores.inception_score,
+        precision: scores.precision,
+        recall: scores.recall,
+        kid: scores.kid,
+        accuracy: scores.accuracy,
+        images_per_second: files::read_json::<Sample>(&row.files.sample)?.images_per_second,
+        stages: costs.collect(),
+    })
+}
+
+fn cost(driver: &Driver, stage: &str) -> Option<Cost> {
+    let stamp = driver.stamp(stage)?;
+    Some(Cost {
+        seconds: stamp.seconds?,
+        peak_rss_bytes: stamp.peak_rss_bytes,
+    })
+}
+
+/// The number under `key`, at the top or else in the first object that has it.
+fn number(value: &Value, key: &str) -> Option<u64> {
+    let object = value.as_object()?;
+    object
+        .get(key)
+        .and_then(Value::as_u64)
+        .or_else(|| object.values().find_map(|v| number(v, key)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spread_is_that_of_sorted_numbers() {
+        let spread = Spread::of(&[4.0, 1.0, 3.0, 2.0]).unwrap();
+        assert_eq!(
+            (spread.median, spread.min, spread.max, spread.width()),
+            (2.5, 1.0, 4.0, 3.0)
+        );
+        assert_eq!(Spread::of(&[7.0, 5.0, 9.0]).unwrap().median, 7.0);
+        assert!(Spread::of(&[]).is_none());
+    }
+
+    #[test]
+    fn numbers_of_inspect_are_found() {
+        let value = serde_json::json!({"parameters": 7, "config": {"depth": 8}, "name": "x"});
+        assert_eq!(
+            (number(&value, "parameters"), number(&value, "depth")),
+            (Some(7), Some(8))
+        );
+        assert_eq!(number(&value, "heads"), None);
+    }
+
+    #[test]
+    fn the_machine_is_described() {
+        let machine = Machine::of_here("abc");
+        assert!(machine.cores > 0 && !machine.os.is_empty());
+        assert!(machine.rustc.is_some_and(|r| r.starts_with("rustc ")));
+    }
+}

@@ -1,0 +1,88 @@
+//! What an experiment is made of: stages, rows, and the plan that holds both.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// One call of the binary.
+#[derive(Debug, Clone)]
+pub(crate) struct Stage {
+    /// Unique, for example `learned-1-2-kd/recovery`: row or mask, then what is done.
+    pub(crate) name: String,
+    /// Arguments of the binary.
+    pub(crate) args: Vec<String>,
+    /// Files and folders whose contents decide the outcome.
+    pub(crate) inputs: Vec<PathBuf>,
+    /// What has to be there when the stage is done.
+    pub(crate) outputs: Vec<PathBuf>,
+    /// The folder that the stage fills, if it fills one.
+    pub(crate) folder: Option<PathBuf>,
+    /// What happens with what an earlier start left behind.
+    pub(crate) leftover: Leftover,
+    /// Where standard output goes, if it is the result.
+    pub(crate) capture: Option<PathBuf>,
+    /// Expected seconds: the weight in the progress bar.
+    pub(crate) seconds: f64,
+}
+
+/// What to do with the outputs of a start that did not finish, or had other settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leftover {
+    /// The command begins afresh: they are removed.
+    Remove,
+    /// The command continues what has the same stamp; anything else is removed.
+    Resume,
+    /// The same, but hours of training are not removed: other settings are an error.
+    Precious,
+}
+
+/// How a cut model was trained again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Recovery {
+    /// Nothing was cut.
+    None,
+    FineTuning,
+    MaskedKd,
+}
+
+/// One row of the table: a method, and where its numbers stand.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    /// For files: `learned-1-2-kd`.
+    pub(crate) id: String,
+    /// For people: `learned 1:2 (lora), masked KD`.
+    pub(crate) name: String,
+    pub(crate) criterion: &'static str,
+    pub(crate) pattern: Option<String>,
+    pub(crate) recovery: Recovery,
+    pub(crate) seed: u64,
+    pub(crate) sampling_steps: u64,
+    pub(crate) files: Files,
+    /// What a stage does for this row, and the stage's name.
+    pub(crate) stages: Vec<(&'static str, String)>,
+}
+
+/// Where a row's numbers and pictures stand.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Files {
+    pub(crate) selection: Option<PathBuf>,
+    pub(crate) history: Option<PathBuf>,
+    pub(crate) search_metrics: Option<PathBuf>,
+    pub(crate) calibration: Option<PathBuf>,
+    pub(crate) metrics: Option<PathBuf>,
+    pub(crate) inspect: PathBuf,
+    pub(crate) loss: PathBuf,
+    pub(crate) sample: PathBuf,
+    pub(crate) grid: PathBuf,
+    pub(crate) scores: PathBuf,
+}
+
+/// The whole experiment.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// In the order in which they run.
+    pub(crate) stages: Vec<Stage>,
+    /// In the order of the table.
+    pub(crate) rows: Vec<Row>,
+}

@@ -1,0 +1,315 @@
+//! The driver from end to end, on a stand-in for the binary that writes plausible outputs at once.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)] // a test: helpers may fail as loudly as tests
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A folder with models, a preset and the stand-in.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        for model in ["teacher", "classifier"] {
+            fs::create_dir_all(bench.path(model)).unwrap();
+            fs::write(bench.path(model).join("model.safetensors"), model).unwrap();
+            fs::write(bench.path(model).join("config.json"), r#"{"depth":16}"#).unwrap();
+        }
+        let preset = include_str!("../../assets/presets/tiny.toml");
+        let absolute = preset.replace("assets/", &format!("{}/", bench.dir.path().display()));
+        fs::write(bench.path("preset.toml"), absolute).unwrap();
+        let mut grid = image::RgbImage::new(329, 329);
+        for (x, y, pixel) in grid.enumerate_pixels_mut() {
+            *pixel = image::Rgb([
+                (x * 7 % 256) as u8,
+                (y * 5 % 256) as u8,
+                (x / 33 * 25) as u8,
+            ]);
+        }
+        grid.save(bench.path("grid.png")).unwrap();
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, env: &[(&str, &str)], extra: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command
+            .args([
+                "reproduce",
+                "--preset",
+                "preset.toml",
+                "--out",
+                "out",
+                "--binary",
+            ])
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/fake/tinyfusion.sh"
+            ))
+            .args(extra)
+            .current_dir(self.dir.path())
+            .env("FAKE_CALLS", self.path("calls"))
+            .env("FAKE_GRID", self.path("grid.png"))
+            .envs(env.iter().copied());
+        command
+    }
+
+    fn run(&self, env: &[(&str, &str)], extra: &[&str]) -> Output {
+        self.command(env, extra).output().unwrap()
+    }
+
+    /// The calls since the last time this was asked.
+    fn calls(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path("calls")).unwrap_or_default();
+        fs::remove_file(self.path("calls")).ok();
+        text.lines().map(String::from).collect()
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn succeeded(output: &Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}\n{}",
+        stdout(output),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    stdout(output)
+}
+
+fn has(path: &Path, parts: &[&str]) {
+    let text = fs::read_to_string(path).unwrap();
+    for part in parts {
+        assert!(text.contains(part), "{} lacks {part}", path.display());
+    }
+}
+
+#[test]
+fn a_run_writes_the_report_and_a_second_run_does_nothing() {
+    let bench = Bench::new();
+    let said = succeeded(&bench.run(&[], &[]));
+    let calls = bench.calls();
+    // Each printed command is the call that was made.
+    let printed = said.lines().filter(|l| l.starts_with("$ ")).count();
+    assert_eq!(printed, calls.len());
+    assert!(
+        said.contains("tinyfusion.sh learn ") && said.contains("about "),
+        "{said}"
+    );
+    let results = bench.json("out/results.json");
+    let rows = results["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 13);
+    for row in rows {
+        for key in [
+            "kept_layers",
+            "depth",
+            "parameters",
+            "held_out_loss",
+            "fid",
+            "images_per_second",
+            "seed",
+        ] {
+            assert!(!row[key].is_null(), "{} has no {key}", row["id"]);
+        }
+        assert_eq!(
+            row["calibration_loss"].is_null(),
+            row["criterion"] == "dense",
+            "{}",
+            row["id"]
+        );
+        assert!(
+            row["sfid"].is_null()
+                && row["stages"]["sampling"]["peak_rss_bytes"].as_u64() >= Some(300_000_000)
+        );
+    }
+    let kd = rows.iter().find(|r| r["id"] == "learned-2-4-kd").unwrap();
+    assert_eq!(
+        kd["kept_layers"],
+        serde_json::json!([0, 1, 4, 7, 9, 10, 12, 15])
+    );
+    assert_eq!(kd["stages"]["recovery"]["seconds"], 12.5);
+    assert_eq!(kd["recovery"], "masked-kd");
+    assert_eq!(results["random"]["count"], 4);
+    has(
+        &bench.path("out/report.md"),
+        &[
+            "| learned 2:4 (lora), masked KD |",
+            "median of 4",
+            "## What the numbers show",
+        ],
+    );
+    let page = bench.path("out/report.html");
+    has(
+        &page,
+        &[
+            "Decisions: learned 1:2 (lora)",
+            "data:image/png;base64,",
+            "FID over calibration loss",
+            "not on Inception",
+        ],
+    );
+    assert_eq!(
+        fs::read_to_string(&page).unwrap().matches("<img ").count(),
+        13
+    );
+    if let Some(keep) = std::env::var_os("KEEP_REPORT") {
+        fs::copy(&page, keep).unwrap();
+    }
+
+    let again = succeeded(&bench.run(&[], &[]));
+    assert_eq!(bench.calls(), Vec::<String>::new());
+    assert_eq!(again.matches(": up to date").count(), calls.len());
+
+    // A changed teacher changes everything that reads it, and nothing else is left standing.
+    fs::write(bench.path("teacher/model.safetensors"), "other").unwrap();
+    succeeded(&bench.run(&[], &[]));
+    let redone = bench.calls();
+    assert!(redone.iter().any(|c| c.starts_with("learn ")) && !redone.is_empty());
+
+    succeeded(&bench.run(&[], &["--force"]));
+    assert_eq!(bench.calls().len(), calls.len());
+}
+
+#[test]
+fn after_a_failure_the_run_goes_on_where_it_stopped() {
+    let bench = Bench::new();
+    let whole = bench.run(&[("FAKE_FAIL", "rows/learned-1-2-kd/recovered --")], &[]);
+    assert_eq!(whole.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&whole.stderr).into_owned();
+    for part in [
+        "`learned-1-2-kd/recovery` failed (exit status: 1)",
+        "command: ",
+        "tinyfusion.sh distill ",
+        "error: out of luck",
+    ] {
+        assert!(said.contains(part), "{part} is missing in {said}");
+    }
+    let first = bench.calls();
+    assert!(!bench.path("out/results.json").exists());
+
+    succeeded(&bench.run(&[], &[]));
+    let second = bench.calls();
+    // Only the failed call was made twice, and it continued its own folder.
+    assert_eq!(first.last(), second.first());
+    assert_eq!(
+        fs::read_to_string(bench.path("out/rows/learned-1-2-kd/recovered/parts")).unwrap(),
+        "part\npart\n"
+    );
+    assert!(
+        first[..first.len() - 1]
+            .iter()
+            .all(|call| !second.contains(call))
+    );
+    assert_eq!(
+        bench.json("out/results.json")["rows"]
+            .as_array()
+            .unwrap()
+            .len(),
+        13
+    );
+}
+
+#[test]
+fn other_settings_begin_a_stage_afresh() {
+    let bench = Bench::new();
+    bench.run(&[("FAKE_FAIL", "rows/learned-2-4-kd/recovered --")], &[]);
+    let preset = fs::read_to_string(bench.path("preset.toml")).unwrap();
+    fs::write(
+        bench.path("preset.toml"),
+        preset.replace("alpha-kd = 0.9", "alpha-kd = 0.5"),
+    )
+    .unwrap();
+    bench.calls();
+    succeeded(&bench.run(&[], &[]));
+    let calls = bench.calls();
+    // The three distilled rows, from recovery on; their searches and the other rows stand.
+    let verbs = |verb: &str| calls.iter().filter(|c| c.starts_with(verb)).count();
+    assert_eq!(
+        (
+            verbs("distill"),
+            verbs("learn"),
+            verbs("score"),
+            verbs("cut")
+        ),
+        (3, 0, 0, 0)
+    );
+    assert_eq!(
+        fs::read_to_string(bench.path("out/rows/learned-2-4-kd/recovered/parts")).unwrap(),
+        "part\n"
+    );
+}
+
+#[test]
+fn an_interrupt_reaches_the_stage_and_the_next_start_resumes_it() {
+    let bench = Bench::new();
+    let mut child = bench
+        .command(&[("FAKE_HANG", "masks/learned-1-2/search --")], &[])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !bench.path("calls.hanging").exists() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "the stage was not reached"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let told = Command::new("sh")
+        .args(["-c", &format!("kill -INT {}", child.id())])
+        .status()
+        .unwrap();
+    assert!(told.success());
+    let ended = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(
+            ended.elapsed() < Duration::from_secs(20),
+            "the interrupt was not heard"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the same command resumes"));
+    let log = bench.path("out/logs/learned-1-2.search.log");
+    has(&log, &["checkpoint written"]);
+    succeeded(&bench.run(&[], &[]));
+    assert_eq!(
+        fs::read_to_string(bench.path("out/masks/learned-1-2/search/parts")).unwrap(),
+        "part\npart\n"
+    );
+}
+
+#[test]
+fn what_is_missing_is_said_before_anything_runs() {
+    let bench = Bench::new();
+    fs::remove_file(bench.path("classifier/config.json")).unwrap();
+    let output = bench.run(&[], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("classifier/config.json is missing") && said.contains("cargo xtask pretrain"),
+        "{said}"
+    );
+    assert_eq!(bench.calls(), Vec::<String>::new());
+}
