@@ -1,7 +1,7 @@
 use rayon::prelude::*;
 
 use super::matmul::{Into, Mat, matmul};
-use super::{dot, exp, simd, sum};
+use super::{dot, exp, simd, sum, unwritten};
 
 /// Sizes of a packed qkv (B, T, 3, H, E) with E values per head.
 #[derive(Debug, Clone, Copy)]
@@ -56,9 +56,9 @@ fn probabilities(p: &mut [f32], qkv: &[f32], head: usize, s: Shape) {
 /// The T×T matrix exists for one head at a time; backward computes it again.
 pub(crate) fn attention(qkv: &[f32], s: Shape) -> Vec<f32> {
     let (t, d) = (s.t, s.width());
-    let mut out = vec![0f32; qkv.len() / 3];
+    let mut out = unwritten(qkv.len() / 3);
     out.par_chunks_mut(t * d).zip(qkv.par_chunks(3 * t * d)).for_each_init(
-        || vec![0f32; t * t],
+        || unwritten(t * t),
         |p, (out, qkv)| {
             for h in 0..s.heads {
                 probabilities(p, qkv, h, s);
@@ -75,12 +75,12 @@ pub(crate) fn attention(qkv: &[f32], s: Shape) -> Vec<f32> {
 /// dS = P∘(dP − rowsum(P∘dP)), dQ = dS·K/√E, dK = dSᵀ·Q/√E.
 pub(crate) fn attention_backward(dout: &[f32], qkv: &[f32], s: Shape) -> Vec<f32> {
     let (t, d) = (s.t, s.width());
-    let mut dqkv = vec![0f32; qkv.len()];
+    let mut dqkv = unwritten(qkv.len());
     dqkv.par_chunks_mut(3 * t * d)
         .zip(qkv.par_chunks(3 * t * d))
         .zip(dout.par_chunks(t * d))
         .for_each_init(
-            || (vec![0f32; t * t], vec![0f32; t * t]),
+            || (unwritten(t * t), unwritten(t * t)),
             |(p, dp), ((dqkv, qkv), dout)| {
                 for h in 0..s.heads {
                     let do_h = Mat::strided(&dout[h * s.e..], t, s.e, d);

@@ -1,6 +1,6 @@
 use rayon::prelude::*;
 
-use super::{GRAIN, exp, simd};
+use super::{GRAIN, exp, simd, unwritten};
 
 /// √(2/π) and the cubic coefficient of the tanh form of GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -43,7 +43,7 @@ pub(crate) enum Act {
 
 /// y = act(x).
 pub(crate) fn act(kind: Act, x: &[f32]) -> Vec<f32> {
-    let mut y = vec![0f32; x.len()];
+    let mut y = unwritten(x.len());
     y.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(y, x)| {
         simd(#[inline(always)] || match kind {
             Act::GeluTanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_one(x)),
@@ -55,7 +55,7 @@ pub(crate) fn act(kind: Act, x: &[f32]) -> Vec<f32> {
 
 /// dx = dy·act′(x).
 pub(crate) fn act_backward(kind: Act, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    let mut dx = vec![0f32; x.len()];
+    let mut dx = unwritten(x.len());
     dx.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).zip(dy.par_chunks(GRAIN)).for_each(
         |((dx, x), dy)| {
             simd(#[inline(always)] || match kind {
@@ -102,7 +102,7 @@ pub(crate) fn sum_rows(x: &[f32], cols: usize) -> Vec<f32> {
 ///
 /// `gate` row b starts at `b·gate_stride`.
 pub(crate) fn gated_residual(x: &[f32], y: &[f32], gate: &[f32], gate_stride: usize, t: usize, d: usize) -> Vec<f32> {
-    let mut out = vec![0f32; x.len()];
+    let mut out = unwritten(x.len());
     out.par_chunks_mut(t * d).enumerate().for_each(|(b, out)| {
         let at = b * t * d;
         let (x, y) = (&x[at..at + t * d], &y[at..at + t * d]);
@@ -132,7 +132,7 @@ pub(crate) fn gated_residual_backward(
     d: usize,
 ) -> (Vec<f32>, Vec<f32>) {
     let batch = dout.len() / (t * d);
-    let mut dy = vec![0f32; y.len()];
+    let mut dy = unwritten(y.len());
     let mut dgate = vec![0f32; batch * dgate_stride];
     dy.par_chunks_mut(t * d).zip(dgate.par_chunks_mut(dgate_stride)).enumerate().for_each(
         |(b, (dy, dgate))| {

@@ -61,6 +61,13 @@ pub(crate) fn matmul(dst: &mut [f32], dst_stride: usize, into: Into, beta: f32, 
     if m == 0 || n == 0 {
         return;
     }
+    if k == 0 {
+        // An empty sum: gemm would leave the destination as it is.
+        if into == Into::Overwrite {
+            dst.chunks_mut(dst_stride).take(m).for_each(|row| row[..n].fill(0.0));
+        }
+        return;
+    }
     // About 0.1 ms of one core.
     let parallel = m * n * k > 4_000_000 && rayon::current_num_threads() > 1;
     let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };

@@ -1,6 +1,6 @@
 use rayon::prelude::*;
 
-use super::{dot, simd, sum};
+use super::{dot, simd, sum, unwritten};
 
 /// How the normalised row is scaled and shifted: y = x̂·(base + scale) + shift.
 ///
@@ -37,7 +37,7 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 
 /// LayerNorm of every row of x (rows of `d`), scaled and shifted.
 pub(crate) fn layer_norm(x: &[f32], affine: &Affine<'_>, eps: f32, t: usize, d: usize) -> Vec<f32> {
-    let mut y = vec![0f32; x.len()];
+    let mut y = unwritten(x.len());
     y.par_chunks_mut(t * d).zip(x.par_chunks(t * d)).enumerate().for_each(|(b, (y, x))| {
         let at = b * affine.stride;
         let (scale, shift) = (&affine.scale[at..at + d], &affine.shift[at..at + d]);
@@ -65,7 +65,7 @@ pub(crate) fn layer_norm_backward(
     stride: usize,
 ) -> (Vec<f32>, Vec<f32>) {
     let groups = x.len() / (t * d);
-    let mut dx = vec![0f32; x.len()];
+    let mut dx = unwritten(x.len());
     let mut daffine = vec![0f32; groups * stride];
     dx.par_chunks_mut(t * d).zip(daffine.par_chunks_mut(stride)).enumerate().for_each(
         |(b, (dx, daffine))| {

@@ -106,7 +106,7 @@ impl LabelEmbedder {
 ///
 /// The column stands first, as in the reference (MAE's `get_2d_sincos_pos_embed`).
 pub fn sincos_2d(width: usize, grid: usize, device: &Device) -> Result<Tensor> {
-    if width == 0 || width % 4 != 0 {
+    if width == 0 || !width.is_multiple_of(4) {
         return Err(Error::usage(format!("2-D positions need a width divisible by 4, found {width}")));
     }
     let quarter = width / 4;

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use super::{host, is_fused, tensor, values};
 use crate::kernels::elementwise::{Act, act, act_backward, broadcast_rows, sum_rows};
 use crate::kernels::matmul::{Into, Mat, matmul};
+use crate::kernels::unwritten;
 
 /// y = x·Wᵀ + b for x (…, I), W (O, I), b (O,) → (…, O).
 ///
@@ -72,7 +73,7 @@ impl Linear {
         }
         let (mut y, into) = match b {
             Some(b) => (broadcast_rows(b, rows), Into::Accumulate),
-            None => (vec![0f32; rows * o], Into::Overwrite),
+            None => (unwritten(rows * o), Into::Overwrite),
         };
         matmul(&mut y, o, into, 1.0, Mat::new(x, rows, i), Mat::new(w, o, i).t());
         Ok((y, Shape::from(dims)))
@@ -89,14 +90,14 @@ impl Linear {
         let rows = dy.len() / o;
         let dy_mat = Mat::new(dy, rows, o);
         let dx = if x.track_op() {
-            let mut dx = vec![0f32; rows * i];
+            let mut dx = unwritten(rows * i);
             host!(w => w; matmul(&mut dx, i, Into::Overwrite, 1.0, dy_mat, Mat::new(w, o, i)));
             Some(tensor(dx, x.shape())?)
         } else {
             None
         };
         let dw = if w.track_op() {
-            let mut dw = vec![0f32; o * i];
+            let mut dw = unwritten(o * i);
             host!(x => x; matmul(&mut dw, i, Into::Overwrite, 1.0, dy_mat.t(), Mat::new(x, rows, i)));
             Some(tensor(dw, (o, i))?)
         } else {
