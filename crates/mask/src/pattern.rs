@@ -29,6 +29,13 @@ struct Ratio {
     m: usize,
 }
 
+impl Default for Pattern {
+    /// `1:2`, with which the paper's learned masks recover best.
+    fn default() -> Self {
+        Self(Kind::Fill(Ratio { n: 1, m: 2 }))
+    }
+}
+
 impl Pattern {
     /// The groups for a network, in order. An error if they do not fit its depth, or if a group would
     /// cross the bridge between two stages.
