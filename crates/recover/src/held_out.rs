@@ -1,0 +1,55 @@
+use serde::{Deserialize, Serialize};
+use tinyfusion_core::{BlockStack, Error, Plan, Result, StepRng, run, stream};
+use tinyfusion_diffusion::Objective;
+
+/// A mean loss over held-out samples.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossEstimate {
+    /// The mean; not finite where the network's output is not.
+    pub loss: f64,
+    /// Standard error of that mean, σ/√n.
+    pub standard_error: f64,
+    /// Samples n.
+    pub images: u64,
+}
+
+/// The loss of `net` under `plan` over `batches`, with all randomness fixed by `seed`: networks
+/// that are compared see the same timesteps and noise.
+///
+/// With blocks skipped this is a mask's *calibration loss* (what earlier criteria minimise); with a
+/// recovered student and [`Plan::full`] it tells how well it recovered. Batch k draws by (seed, k), so
+/// comparable runs cut the samples into batches in the same way. Build `net` on detached weights, or every
+/// forward records a graph for nothing.
+pub fn held_out_loss<S: BlockStack, O: Objective<S>>(
+    net: &S,
+    plan: &Plan,
+    objective: &O,
+    batches: impl IntoIterator<Item = Result<O::Batch>>,
+    seed: u64,
+) -> Result<LossEstimate> {
+    // Welford's running mean and sum of squares, in f64.
+    let (mut n, mut mean, mut squares) = (0u64, 0f64, 0f64);
+    for (k, batch) in (0u64..).zip(batches) {
+        let draw = objective.draw(&batch?, &mut StepRng::new(seed, k, stream::HELD_OUT))?;
+        let output = run(net, &objective.input(&draw)?, plan)?.output;
+        let losses = objective.loss(&objective.predict(net, output, &draw)?, &draw)?; // (B,)
+        for loss in losses.to_vec1::<f32>()? {
+            n += 1;
+            let off = f64::from(loss) - mean;
+            mean += off / n as f64;
+            squares += off * (f64::from(loss) - mean);
+        }
+    }
+    if n < 2 {
+        return Err(Error::usage(format!(
+            "a held-out loss needs at least 2 samples, found {n}"
+        )));
+    }
+    let variance = squares / (n - 1) as f64;
+    Ok(LossEstimate {
+        loss: mean,
+        standard_error: (variance / n as f64).sqrt(),
+        images: n,
+    })
+}

@@ -1,0 +1,13 @@
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod delta;
+mod held_out;
+mod learn;
+mod masked;
+
+pub use config::{Blend, DeltaW, LearnConfig, LoraLayers};
+pub use learn::{Learned, RunContext, learn};
+pub use masked::{Drawn, MaskedStack, Teacher, Variables};
+
+pub use held_out::{LossEstimate, held_out_loss};
