@@ -1,22 +1,40 @@
 //! What users get wrong: one clear error, the right exit code (2 usage, 1 run), nothing half-written.
+#![allow(clippy::unwrap_used)] // a test may panic
 
 use tinyfusion_tests::{Place, partials};
 
 #[test]
 fn patterns_and_selections_that_do_not_fit() {
     let place = Place::with_teacher();
-    for (pattern, says) in [("1:3", "4"), ("3:2", "3"), ("0:2", "0"), ("2:4x2", "8"), ("nonsense", "nonsense")] {
-        let error = place.fails(2, &format!("learn teacher/model out --pattern {pattern} --steps 1"));
+    for (pattern, says) in [
+        ("1:3", "4"),
+        ("3:2", "3"),
+        ("0:2", "0"),
+        ("2:4x2", "8"),
+        ("nonsense", "nonsense"),
+    ] {
+        let error = place.fails(
+            2,
+            &format!("learn teacher/model out --pattern {pattern} --steps 1"),
+        );
         assert!(error.contains(says), "{pattern}: {error}");
     }
     for keep in ["0,9", "2,1", "1,1"] {
         place.fails(2, &format!("cut teacher/model out --keep {keep}"));
         assert!(!place.path("out").exists(), "nothing is left behind");
     }
-    std::fs::write(place.path("s.json"), r#"{"depth": 8, "kept": [0], "groups": [{"n": 1, "m": 8}], "criterion": "x"}"#).unwrap();
+    std::fs::write(
+        place.path("s.json"),
+        r#"{"depth": 8, "kept": [0], "groups": [{"n": 1, "m": 8}], "criterion": "x"}"#,
+    )
+    .unwrap();
     let error = place.fails(2, "cut teacher/model out --selection s.json");
     assert!(error.contains("8 blocks") && error.contains('4'), "{error}");
-    std::fs::write(place.path("s.json"), r#"{"depth": 4, "kept": [0,1], "groups": [{"n": 1, "m": 4}], "criterion": "x"}"#).unwrap();
+    std::fs::write(
+        place.path("s.json"),
+        r#"{"depth": 4, "kept": [0,1], "groups": [{"n": 1, "m": 4}], "criterion": "x"}"#,
+    )
+    .unwrap();
     place.fails(2, "cut teacher/model out --selection s.json");
     std::fs::write(place.path("s.json"), "{").unwrap();
     place.fails(2, "cut teacher/model out --selection s.json");
@@ -27,18 +45,34 @@ fn settings_that_make_no_sense() {
     let place = Place::with_teacher();
     std::fs::write(place.path("c.toml"), "step = 3\n").unwrap();
     let error = place.fails(2, "learn teacher/model out --config c.toml");
-    assert!(error.contains("`step`") && error.contains("steps"), "names the key and the known ones: {error}");
+    assert!(
+        error.contains("`step`") && error.contains("steps"),
+        "names the key and the known ones: {error}"
+    );
     std::fs::write(place.path("c.toml"), "steps = \"many\"\n").unwrap();
     place.fails(2, "learn teacher/model out --config c.toml");
     std::fs::write(place.path("c.toml"), "steps = [").unwrap();
     place.fails(2, "learn teacher/model out --config c.toml");
-    for flags in ["--steps 0", "--batch-size 0", "--delta full --lora-rank 4", "--lr -1", "--tau-to 0", "--ema 1.5"] {
+    for flags in [
+        "--steps 0",
+        "--batch-size 0",
+        "--delta full --lora-rank 4",
+        "--lr -1",
+        "--tau-to 0",
+        "--ema 1.5",
+    ] {
         place.fails(2, &format!("learn teacher/model out {flags}"));
     }
     place.fails(2, "distill teacher/model out --steps 1 --features masked");
-    place.fails(2, "distill teacher/model out --steps 1 --teacher teacher/model --features masked");
+    place.fails(
+        2,
+        "distill teacher/model out --steps 1 --teacher teacher/model --features masked",
+    );
     place.fails(2, "sample teacher/model out --count 0");
-    place.fails(2, "sample teacher/model out --count 1 --sampler ddim --steps 999999");
+    place.fails(
+        2,
+        "sample teacher/model out --count 1 --sampler ddim --steps 999999",
+    );
     place.fails(2, "no-such-command");
 }
 
@@ -47,8 +81,14 @@ fn a_folder_with_another_run_is_not_touched() {
     let place = Place::with_teacher();
     place.ok("learn teacher/model out --pattern 1:2 --steps 2 --batch-size 8");
     let before = place.text("out/selection.json");
-    let error = place.fails(2, "learn teacher/model out --pattern 1:2 --steps 2 --batch-size 8 --seed 5");
-    assert!(error.contains("seed"), "says which setting differs: {error}");
+    let error = place.fails(
+        2,
+        "learn teacher/model out --pattern 1:2 --steps 2 --batch-size 8 --seed 5",
+    );
+    assert!(
+        error.contains("seed"),
+        "says which setting differs: {error}"
+    );
     assert_eq!(before, place.text("out/selection.json"));
 }
 
@@ -87,7 +127,9 @@ fn damaged_checkpoints() {
 fn rewrite(place: &Place, change: impl Fn(&mut tinyfusion::core::StateDict)) {
     use tinyfusion::checkpoint::{DTypePolicy, Metadata, load, save};
     let device = candle_core::Device::Cpu;
-    let mut tensors = load(place.path("teacher/model/model.safetensors"), &device).unwrap().tensors;
+    let mut tensors = load(place.path("teacher/model/model.safetensors"), &device)
+        .unwrap()
+        .tensors;
     change(&mut tensors);
     let _ = std::fs::remove_dir_all(place.path("bad"));
     std::fs::create_dir(place.path("bad")).unwrap();
@@ -105,12 +147,30 @@ fn weights_that_do_not_fit_the_config() {
     rewrite(&place, |t| drop(t.remove(key)));
     let error = place.fails(1, "sample bad out --count 1 --steps 1");
     assert!(error.contains(key) && error.contains("missing"), "{error}");
-    rewrite(&place, |t| t.insert(key, t.require(key).unwrap().narrow(0, 0, 7).unwrap().contiguous().unwrap()));
+    rewrite(&place, |t| {
+        t.insert(
+            key,
+            t.require(key)
+                .unwrap()
+                .narrow(0, 0, 7)
+                .unwrap()
+                .contiguous()
+                .unwrap(),
+        )
+    });
     let error = place.fails(1, "sample bad out --count 1 --steps 1");
-    assert!(error.contains(key) && error.contains("[7, 16]") && error.contains("[48, 16]"), "{error}");
-    rewrite(&place, |t| t.insert("blocks.9.extra", t.require(key).unwrap().clone()));
+    assert!(
+        error.contains(key) && error.contains("[7, 16]") && error.contains("[48, 16]"),
+        "{error}"
+    );
+    rewrite(&place, |t| {
+        t.insert("blocks.9.extra", t.require(key).unwrap().clone())
+    });
     let error = place.fails(1, "sample bad out --count 1 --steps 1");
-    assert!(error.contains("blocks.9.extra") && error.contains("unexpected"), "{error}");
+    assert!(
+        error.contains("blocks.9.extra") && error.contains("unexpected"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -123,22 +183,34 @@ fn weights_that_are_not_numbers() {
     std::fs::create_dir(place.path("bad")).unwrap();
     std::fs::write(place.path("bad/model.safetensors"), &bytes).unwrap();
     let mut config = place.json("teacher/model/config.json");
-    config["weights"]["sha256"] = tinyfusion::checkpoint::sha256_file(place.path("bad/model.safetensors")).unwrap().into();
+    config["weights"]["sha256"] =
+        tinyfusion::checkpoint::sha256_file(place.path("bad/model.safetensors"))
+            .unwrap()
+            .into();
     std::fs::write(place.path("bad/config.json"), config.to_string()).unwrap();
     let error = place.fails(1, "learn bad out --steps 1");
-    assert!(error.to_lowercase().contains("nan") || error.contains("finite"), "{error}");
+    assert!(
+        error.to_lowercase().contains("nan") || error.contains("finite"),
+        "{error}"
+    );
 }
 
 #[test]
 fn samples_and_judges_that_do_not_fit() {
     let place = Place::with_teacher();
     let error = place.fails(1, "evaluate shapes:10 none.npz --classifier teacher/model");
-    assert!(error.contains("DiT") && error.contains("classifier"), "{error}");
+    assert!(
+        error.contains("DiT") && error.contains("classifier"),
+        "{error}"
+    );
     place.ok("pretrain judge --what classifier --steps 1 --depth 1 --hidden-size 16 --num-heads 2 --patch-size 8 --batch-size 8");
     place.fails(1, "evaluate shapes:10 none.npz --classifier judge/model");
     std::fs::write(place.path("bad.npz"), b"PK not a zip").unwrap();
     let error = place.fails(1, "evaluate shapes:10 bad.npz --classifier judge/model");
     assert!(error.contains("bad.npz"), "{error}");
     place.ok("sample teacher/model s --count 4 --steps 1");
-    place.fails(2, "evaluate shapes:ten s/samples.npz --classifier judge/model");
+    place.fails(
+        2,
+        "evaluate shapes:ten s/samples.npz --classifier judge/model",
+    );
 }

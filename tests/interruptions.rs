@@ -1,4 +1,5 @@
 //! Kill and interrupt in the middle: the end state is that of the unbroken run, bit for bit.
+#![allow(clippy::unwrap_used)] // a test may panic
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +11,10 @@ use tinyfusion_tests::{Place, partials};
 fn wait_for_steps(folder: &Path, count: usize) {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(60) {
-        let lines = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap_or_default().lines().count();
+        let lines = std::fs::read_to_string(folder.join("metrics.jsonl"))
+            .unwrap_or_default()
+            .lines()
+            .count();
         if lines >= count {
             return;
         }
@@ -45,12 +49,25 @@ fn learn_survives_kill_9() {
         child.wait().unwrap();
     }
     place.ok(&format!("learn teacher/model broken {flags}"));
-    assert_eq!(place.text("whole/selection.json"), place.text("broken/selection.json"));
-    assert_eq!(place.text("whole/history.jsonl"), place.text("broken/history.jsonl"));
-    assert_eq!(log(&place, "whole/metrics.jsonl"), log(&place, "broken/metrics.jsonl"));
+    assert_eq!(
+        place.text("whole/selection.json"),
+        place.text("broken/selection.json")
+    );
+    assert_eq!(
+        place.text("whole/history.jsonl"),
+        place.text("broken/history.jsonl")
+    );
+    assert_eq!(
+        log(&place, "whole/metrics.jsonl"),
+        log(&place, "broken/metrics.jsonl")
+    );
     for file in ["model", "ema", "optimizer"] {
         let name = format!("checkpoints/step-000060/{file}.safetensors");
-        assert_eq!(place.bytes(&format!("whole/{name}")), place.bytes(&format!("broken/{name}")), "{file}");
+        assert_eq!(
+            place.bytes(&format!("whole/{name}")),
+            place.bytes(&format!("broken/{name}")),
+            "{file}"
+        );
     }
     assert_eq!(partials(&place.path("broken")).len(), 0);
 }
@@ -70,18 +87,31 @@ fn distill_survives_kill_9() {
         child.wait().unwrap();
     }
     place.ok(&format!("distill cut broken {flags}"));
-    assert_eq!(place.bytes("whole/model/model.safetensors"), place.bytes("broken/model/model.safetensors"));
-    assert_eq!(log(&place, "whole/metrics.jsonl"), log(&place, "broken/metrics.jsonl"));
+    assert_eq!(
+        place.bytes("whole/model/model.safetensors"),
+        place.bytes("broken/model/model.safetensors")
+    );
+    assert_eq!(
+        log(&place, "whole/metrics.jsonl"),
+        log(&place, "broken/metrics.jsonl")
+    );
 }
 
 #[test]
 fn ctrl_c_stops_at_the_next_step_with_a_checkpoint() {
     let place = Place::with_teacher();
     // Far too long to finish, and no checkpoint falls due by itself.
-    let flags = "--pattern 1:2 --steps 100000 --batch-size 8 --checkpoint-every 100000 --log-every 1";
+    let flags =
+        "--pattern 1:2 --steps 100000 --batch-size 8 --checkpoint-every 100000 --log-every 1";
     let mut child = place.start(&format!("learn teacher/model out {flags}"));
     wait_for_steps(&place.path("out"), 3);
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130));
     let lines = place.text("out/metrics.jsonl").lines().count();
@@ -89,6 +119,13 @@ fn ctrl_c_stops_at_the_next_step_with_a_checkpoint() {
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
-    assert_eq!(checkpoints, [format!("step-{lines:06}")], "one checkpoint, at the last step logged");
-    assert!(!place.path("out/selection.json").exists(), "no decision is written for an unfinished run");
+    assert_eq!(
+        checkpoints,
+        [format!("step-{lines:06}")],
+        "one checkpoint, at the last step logged"
+    );
+    assert!(
+        !place.path("out/selection.json").exists(),
+        "no decision is written for an unfinished run"
+    );
 }

@@ -14,7 +14,14 @@ pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let output = Command::new(env!("CARGO"))
-            .args(["build", "--release", "--package", "tinyfusion-cli", "--message-format", "json"])
+            .args([
+                "build",
+                "--release",
+                "--package",
+                "tinyfusion-cli",
+                "--message-format",
+                "json",
+            ])
             .stderr(Stdio::inherit())
             .output()
             .expect("cargo runs");
@@ -48,7 +55,9 @@ impl Place {
     /// `tinyfusion` with `line`'s words as arguments, run here.
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(binary());
-        command.current_dir(self.0.path()).args(line.split_whitespace());
+        command
+            .current_dir(self.0.path())
+            .args(line.split_whitespace());
         command
     }
 
@@ -66,7 +75,11 @@ impl Place {
     /// When it fails.
     pub fn ok(&self, line: &str) -> String {
         let output = self.run(line);
-        assert!(output.status.success(), "{line}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{line}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
@@ -87,7 +100,11 @@ impl Place {
     /// # Panics
     /// When it cannot be started.
     pub fn start(&self, line: &str) -> Child {
-        self.command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts")
+        self.command(line)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts")
     }
 
     /// The JSON in a file.
@@ -129,7 +146,8 @@ impl Default for Place {
 }
 
 /// Flags of `pretrain` for a network that trains in milliseconds.
-pub const TINY: &str = "--depth 4 --hidden-size 16 --num-heads 2 --patch-size 8 --batch-size 8 --seed 1";
+pub const TINY: &str =
+    "--depth 4 --hidden-size 16 --num-heads 2 --patch-size 8 --batch-size 8 --seed 1";
 
 /// Names under `folder` that end in `.partial`, at any depth.
 ///

@@ -1,4 +1,5 @@
 //! From a trained network to evaluated images of a half-depth one, command by command.
+#![allow(clippy::unwrap_used)] // a test may panic
 
 use tinyfusion_tests::{Place, TINY, partials};
 
@@ -19,18 +20,28 @@ fn a_teacher_becomes_a_recovered_student() {
     let config = place.json("cut/config.json");
     assert_eq!(config["model"]["depth"], 2);
     assert_eq!(config["provenance"]["kept"], selection["kept"]);
-    assert_eq!(config["provenance"]["parent_sha256"], selection["source_sha256"]);
+    assert_eq!(
+        config["provenance"]["parent_sha256"],
+        selection["source_sha256"]
+    );
 
-    place.ok("loss teacher/model --selection learned/selection.json --images 32 --json before.json");
+    place
+        .ok("loss teacher/model --selection learned/selection.json --images 32 --json before.json");
     place.ok("loss cut --images 32 --json cut.json");
     // Skipping blocks is cutting them.
-    let (skipped, cut) = (place.json("before.json")["loss"].as_f64().unwrap(), place.json("cut.json")["loss"].as_f64().unwrap());
+    let (skipped, cut) = (
+        place.json("before.json")["loss"].as_f64().unwrap(),
+        place.json("cut.json")["loss"].as_f64().unwrap(),
+    );
     assert!((skipped - cut).abs() < 1e-6 * cut.abs(), "{skipped} {cut}");
 
     place.ok("distill cut student --steps 30 --batch-size 8 --lr 3e-3");
     place.ok("loss student/model --images 32 --json after.json");
     let after = place.json("after.json")["loss"].as_f64().unwrap();
-    assert!(after < cut, "fine-tuning lowers the held-out loss: {cut} to {after}");
+    assert!(
+        after < cut,
+        "fine-tuning lowers the held-out loss: {cut} to {after}"
+    );
     for features in ["none", "all", "masked", "joint"] {
         place.ok(&format!(
             "distill cut kd-{features} --steps 3 --batch-size 8 --teacher teacher/model --features {features} \
@@ -45,28 +56,46 @@ fn a_teacher_becomes_a_recovered_student() {
     for sampler in ["ddpm", "ddim", "dpm"] {
         place.ok(&format!("sample student/model images-{sampler} --count 12 --steps 4 --sampler {sampler} --batch-size 5"));
     }
-    let printed = place.ok("evaluate shapes:40 images-ddim/samples.npz --classifier judge/model --json fid.json");
+    let printed = place
+        .ok("evaluate shapes:40 images-ddim/samples.npz --classifier judge/model --json fid.json");
     let report = place.json("fid.json");
     assert!(printed.contains("not Inception"));
     assert!(report["fid"].as_f64().unwrap() > 0.0);
     assert_eq!(report["sample_count"], 12);
     for name in ["resources.json", "images-ddim/resources.json"] {
-        let name = if name.contains('/') { name.to_string() } else { format!("student/{name}") };
+        let name = if name.contains('/') {
+            name.to_string()
+        } else {
+            format!("student/{name}")
+        };
         assert!(place.json(&name)["seconds"].as_f64().unwrap() > 0.0);
     }
-    assert_eq!(partials(place.path("").as_path()), Vec::<std::path::PathBuf>::new());
+    assert_eq!(
+        partials(place.path("").as_path()),
+        Vec::<std::path::PathBuf>::new()
+    );
 }
 
 #[test]
 fn the_same_seed_gives_the_same_bytes() {
     let place = Place::with_teacher();
     for out in ["a", "b"] {
-        place.ok(&format!("sample teacher/model {out} --count 6 --steps 3 --batch-size 4"));
-        place.ok(&format!("learn teacher/model learn-{out} --pattern 2:4 --delta full --steps 4 --batch-size 8"));
+        place.ok(&format!(
+            "sample teacher/model {out} --count 6 --steps 3 --batch-size 4"
+        ));
+        place.ok(&format!(
+            "learn teacher/model learn-{out} --pattern 2:4 --delta full --steps 4 --batch-size 8"
+        ));
     }
     assert_eq!(place.bytes("a/grid.png"), place.bytes("b/grid.png"));
-    assert_eq!(place.text("learn-a/selection.json"), place.text("learn-b/selection.json"));
-    assert_eq!(place.text("learn-a/history.jsonl"), place.text("learn-b/history.jsonl"));
+    assert_eq!(
+        place.text("learn-a/selection.json"),
+        place.text("learn-b/selection.json")
+    );
+    assert_eq!(
+        place.text("learn-a/history.jsonl"),
+        place.text("learn-b/history.jsonl")
+    );
     // An image depends on its number, not on the batch it is drawn in.
     place.ok("sample teacher/model c --count 6 --steps 3 --batch-size 6");
     assert_eq!(place.bytes("a/grid.png"), place.bytes("c/grid.png"));
@@ -75,7 +104,11 @@ fn the_same_seed_gives_the_same_bytes() {
 #[test]
 fn a_file_gives_settings_and_flags_win() {
     let place = Place::new();
-    std::fs::write(place.path("p.toml"), "steps = 3\nbatch-size = 8\nlr = 0.002\ndepth = 2\nhidden-size = 16\npatch-size = 8\n").unwrap();
+    std::fs::write(
+        place.path("p.toml"),
+        "steps = 3\nbatch-size = 8\nlr = 0.002\ndepth = 2\nhidden-size = 16\npatch-size = 8\n",
+    )
+    .unwrap();
     place.ok("pretrain run --config p.toml --steps 2");
     let resolved = place.text("run/config.toml");
     assert!(resolved.contains("steps = 2"), "{resolved}");
@@ -91,13 +124,22 @@ fn a_file_gives_settings_and_flags_win() {
 fn every_command_explains_itself() {
     let place = Place::new();
     let all = place.ok("--help");
-    for command in ["models", "inspect", "pretrain", "learn", "score", "cut", "distill", "loss", "sample", "evaluate"] {
+    for command in [
+        "models", "inspect", "pretrain", "learn", "score", "cut", "distill", "loss", "sample",
+        "evaluate",
+    ] {
         assert!(all.contains(command), "{all}");
         let help = place.ok(&format!("{command} --help"));
-        assert!(help.contains("Example"), "{command} --help shows an example:\n{help}");
+        assert!(
+            help.contains("Example"),
+            "{command} --help shows an example:\n{help}"
+        );
     }
     assert!(place.ok("models").contains("DiT-XL/2"));
     place.ok(&format!("pretrain t --steps 2 {TINY}"));
     let seen = place.ok("inspect t/model");
-    assert!(seen.contains("DiT") && seen.contains("depth       4"), "{seen}");
+    assert!(
+        seen.contains("DiT") && seen.contains("depth       4"),
+        "{seen}"
+    );
 }

@@ -7,7 +7,9 @@ use tinyfusion::core::{LatentBatch, StateDict, StepRng, stream};
 use tinyfusion::data::shapes::{Shapes, ShapesConfig, Split};
 use tinyfusion::data::{Loader, Source};
 use tinyfusion::models::{Classifier, ClassifierConfig};
-use tinyfusion::train::{FitConfig, LrSchedule, Outcome, ParamGroup, Progress, RunDir, StepLoss, Stop, TrainStep, fit};
+use tinyfusion::train::{
+    FitConfig, LrSchedule, Outcome, ParamGroup, Progress, RunDir, StepLoss, Stop, TrainStep, fit,
+};
 
 use crate::training_data::SHAPES_SEED;
 
@@ -49,7 +51,10 @@ pub(crate) fn held_out_accuracy(config: &ClassifierConfig, weights: &StateDict) 
 /// Share of rows of `logits` (N, K) whose largest value is at the label (N,).
 pub(crate) fn accuracy(logits: &Tensor, labels: &Tensor) -> Result<f64> {
     let found = logits.argmax(D::Minus1)?.to_dtype(DType::I64)?; // (N,)
-    let right = found.eq(&labels.to_dtype(DType::I64)?)?.to_dtype(DType::F32)?.mean_all()?;
+    let right = found
+        .eq(&labels.to_dtype(DType::I64)?)?
+        .to_dtype(DType::F32)?
+        .mean_all()?;
     Ok(f64::from(right.to_scalar::<f32>()?))
 }
 
@@ -67,11 +72,21 @@ impl TrainStep for Classify {
     type Batch = LatentBatch;
 
     fn draw(&self, step: u64) -> tinyfusion::core::Result<LatentBatch> {
-        let LatentBatch { x, y } = self.loader.lock().unwrap_or_else(PoisonError::into_inner).batch(step)?;
+        let LatentBatch { x, y } = self
+            .loader
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .batch(step)?;
         let mut rng = StepRng::new(self.seed, step, stream::DRAW);
-        let levels: Vec<f32> = rng.uniform(x.dim(0)?).into_iter().map(|u| (u * AUGMENT_NOISE) as f32).collect();
+        let levels: Vec<f32> = rng
+            .uniform(x.dim(0)?)
+            .into_iter()
+            .map(|u| (u * AUGMENT_NOISE) as f32)
+            .collect();
         let levels = Tensor::new(levels, x.device())?.reshape(((), 1, 1, 1))?; // (B, 1, 1, 1)
-        let noise = rng.normal(x.shape().clone(), x.device())?.broadcast_mul(&levels)?;
+        let noise = rng
+            .normal(x.shape().clone(), x.device())?
+            .broadcast_mul(&levels)?;
         Ok(LatentBatch { x: (x + noise)?, y })
     }
 
@@ -82,6 +97,9 @@ impl TrainStep for Classify {
         // Composed of differentiable operations, unlike candle's softmax over the last axis.
         let log_p = candle_nn::ops::log_softmax(&logits, D::Minus1)?;
         let loss = log_p.gather(&y.unsqueeze(1)?, 1)?.mean_all()?.neg()?;
-        Ok(StepLoss { loss, scalars: Vec::new() })
+        Ok(StepLoss {
+            loss,
+            scalars: Vec::new(),
+        })
     }
 }

@@ -29,11 +29,18 @@ impl DiTModel {
         config.validate().map_err(|e| Error::file(path, e))?;
         let diffusion = match loaded.config.get("diffusion") {
             None => DiffusionConfig::default(),
-            Some(value) => serde_json::from_value(value.clone()).map_err(|e| Error::file(path, format!("diffusion: {e}")))?,
+            Some(value) => serde_json::from_value(value.clone())
+                .map_err(|e| Error::file(path, format!("diffusion: {e}")))?,
         };
         let sha256 = loaded.weights.sha256.clone();
         let weights = loaded.checked(&config.params())?.weights.tensors;
-        Ok(Self { config, diffusion, weights, sha256, path: path.to_path_buf() })
+        Ok(Self {
+            config,
+            diffusion,
+            weights,
+            sha256,
+            path: path.to_path_buf(),
+        })
     }
 
     /// The network on this model's own weights; records nothing.
@@ -57,7 +64,13 @@ pub(crate) fn save_dit(
     dtype: DTypePolicy,
 ) -> Result<()> {
     make_parent(path)?;
-    save_model_dir(path, weights, &DiTModel::description(config, diffusion)?, provenance, dtype)?;
+    save_model_dir(
+        path,
+        weights,
+        &DiTModel::description(config, diffusion)?,
+        provenance,
+        dtype,
+    )?;
     Ok(())
 }
 
@@ -92,11 +105,24 @@ fn make_parent(path: &Path) -> Result<()> {
 }
 
 /// `config[key]`, after checking that the directory holds what is wanted.
-fn section<T: serde::de::DeserializeOwned>(path: &Path, config: &Value, architecture: &str, key: &str) -> Result<T> {
-    let found = config.get("architecture").and_then(Value::as_str).unwrap_or("nothing named");
+fn section<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    config: &Value,
+    architecture: &str,
+    key: &str,
+) -> Result<T> {
+    let found = config
+        .get("architecture")
+        .and_then(Value::as_str)
+        .unwrap_or("nothing named");
     if found != architecture {
-        return Err(Error::file(path, format!("config.json describes `{found}`, expected `{architecture}`")).into());
+        return Err(Error::file(
+            path,
+            format!("config.json describes `{found}`, expected `{architecture}`"),
+        )
+        .into());
     }
     let value = config.get(key).cloned().unwrap_or(Value::Null);
-    Ok(serde_json::from_value(value).map_err(|e| Error::file(path, format!("config.json: {key}: {e}")))?)
+    Ok(serde_json::from_value(value)
+        .map_err(|e| Error::file(path, format!("config.json: {key}: {e}")))?)
 }

@@ -20,7 +20,9 @@ impl Resources {
             "peak_rss_bytes": peak_rss(),
             "threads": rayon::current_num_threads(),
         });
-        Ok(write_atomic(folder.join("resources.json"), |f| f.write_all(format!("{report:#}\n").as_bytes()))?)
+        Ok(write_atomic(folder.join("resources.json"), |f| {
+            f.write_all(format!("{report:#}\n").as_bytes())
+        })?)
     }
 }
 

@@ -18,22 +18,32 @@ pub(crate) struct ConfigFile {
 impl ConfigFile {
     /// `flags` over the file's values. `T` has one optional field per long flag, and no other key is taken.
     pub(crate) fn resolve<T: Serialize + DeserializeOwned>(&self, flags: &T) -> Result<T> {
-        let Value::Object(flags) = serde_json::to_value(flags)? else { unreachable!("options are a struct") };
+        let Value::Object(flags) = serde_json::to_value(flags)? else {
+            unreachable!("options are a struct")
+        };
         let (mut merged, place) = match &self.config {
             None => (Map::new(), "flags".to_string()),
             Some(path) => {
                 let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-                let table: Map<String, Value> =
-                    toml::from_str(&text).map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
+                let table: Map<String, Value> = toml::from_str(&text)
+                    .map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
                 (table, path.display().to_string())
             }
         };
         if let Some(key) = merged.keys().find(|k| !flags.contains_key(*k)) {
-            let known = flags.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            return Err(Error::usage(format!("{place}: unknown setting `{key}`; there are {known}")).into());
+            let known = flags
+                .keys()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
+            return Err(Error::usage(format!(
+                "{place}: unknown setting `{key}`; there are {known}"
+            ))
+            .into());
         }
         merged.extend(flags.into_iter().filter(|(_, v)| !v.is_null()));
-        serde_json::from_value(Value::Object(merged)).map_err(|e| Error::usage(format!("{place}: {e}")).into())
+        serde_json::from_value(Value::Object(merged))
+            .map_err(|e| Error::usage(format!("{place}: {e}")).into())
     }
 }
 
@@ -82,7 +92,7 @@ impl FitOptions {
     }
 
     /// The flags over `defaults`.
-    pub(crate) fn fit(&self, defaults: FitConfig) -> FitConfig {
+    pub(crate) fn fit(&self, defaults: &FitConfig) -> FitConfig {
         FitConfig {
             steps: self.steps.unwrap_or(defaults.steps),
             batch_size: self.batch_size.unwrap_or(defaults.batch_size),
@@ -91,7 +101,7 @@ impl FitOptions {
             ema: self.ema.unwrap_or(defaults.ema),
             checkpoint_every: self.checkpoint_every.unwrap_or(defaults.checkpoint_every),
             log_every: self.log_every.unwrap_or(defaults.log_every),
-            ..defaults
+            ..defaults.clone()
         }
     }
 

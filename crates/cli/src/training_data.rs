@@ -38,7 +38,11 @@ impl DataOptions {
         let source: Arc<dyn Source> = match self.name() {
             "shapes" => Arc::new(Shapes::new(ShapesConfig::default(), SHAPES_SEED, split)?),
             file if file.ends_with(".safetensors") => Arc::new(PackedLatents::open(file, None)?),
-            folder => Arc::new(ImageFolder::open(Path::new(folder), c.input_size, Augment::HorizontalFlip)?),
+            folder => Arc::new(ImageFolder::open(
+                Path::new(folder),
+                c.input_size,
+                Augment::HorizontalFlip,
+            )?),
         };
         let wanted = [c.in_channels, c.input_size, c.input_size];
         if source.shape() != wanted || source.classes() > c.num_classes {
@@ -70,12 +74,24 @@ impl DataOptions {
 
 /// The model's own training problem.
 pub(crate) fn objective(model: &DiTModel) -> Result<DenoisingObjective> {
-    let drop = LabelDrop { num_classes: model.config.num_classes as u32, probability: model.config.class_dropout_prob };
-    Ok(DenoisingObjective::new(GaussianDiffusion::new(model.diffusion.clone())?, drop)?)
+    let drop = LabelDrop {
+        num_classes: model.config.num_classes as u32,
+        probability: model.config.class_dropout_prob,
+    };
+    Ok(DenoisingObjective::new(
+        GaussianDiffusion::new(model.diffusion.clone())?,
+        drop,
+    )?)
 }
 
 /// The same without dropped labels, for held-out losses.
 pub(crate) fn held_out_objective(model: &DiTModel) -> Result<DenoisingObjective> {
-    let drop = LabelDrop { num_classes: model.config.num_classes as u32, probability: 0.0 };
-    Ok(DenoisingObjective::new(GaussianDiffusion::new(model.diffusion.clone())?, drop)?)
+    let drop = LabelDrop {
+        num_classes: model.config.num_classes as u32,
+        probability: 0.0,
+    };
+    Ok(DenoisingObjective::new(
+        GaussianDiffusion::new(model.diffusion.clone())?,
+        drop,
+    )?)
 }

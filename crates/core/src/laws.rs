@@ -53,16 +53,28 @@ fn broken(law: &str, detail: impl std::fmt::Display) -> Error {
 /// Largest difference relative to the largest value of `b`.
 fn distance(a: &Tensor, b: &Tensor) -> Result<f32> {
     if a.dims() != b.dims() {
-        return Err(Error::run(format!("shapes {:?} and {:?} differ", a.dims(), b.dims())));
+        return Err(Error::run(format!(
+            "shapes {:?} and {:?} differ",
+            a.dims(),
+            b.dims()
+        )));
     }
-    let max = |t: &Tensor| -> Result<f32> { Ok(t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?) };
+    let max =
+        |t: &Tensor| -> Result<f32> { Ok(t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?) };
     let diff = max(&(a - b)?)?;
     Ok(diff / max(b)?.max(1e-6))
 }
 
 fn same(law: &str, what: &str, a: &Tensor, b: &Tensor, tolerance: f32) -> Result<()> {
     let d = distance(a, b)?;
-    if d <= tolerance { Ok(()) } else { Err(broken(law, format!("{what} differs by {d:e} of its largest value"))) }
+    if d <= tolerance {
+        Ok(())
+    } else {
+        Err(broken(
+            law,
+            format!("{what} differs by {d:e} of its largest value"),
+        ))
+    }
 }
 
 fn shape_is_kept<S: Subject>(s: &S) -> Result<()> {
@@ -72,7 +84,10 @@ fn shape_is_kept<S: Subject>(s: &S) -> Result<()> {
         if out.dims() == h.dims() {
             Ok(out)
         } else {
-            Err(broken("a block keeps the shape", format!("block {i}: {:?} became {:?}", h.dims(), out.dims())))
+            Err(broken(
+                "a block keeps the shape",
+                format!("block {i}: {:?} became {:?}", h.dims(), out.dims()),
+            ))
         }
     })?;
     Ok(())
@@ -86,9 +101,19 @@ fn gates_of_one_are_the_full_net<S: Subject>(s: &S) -> Result<()> {
     let net = s.build(&s.weights()?)?;
     let input = s.input(None)?;
     let full = run(&net, &input, &Plan::full(s.depth()))?.output;
-    let ones = Tensor::ones((batch_size(s, &net)?, s.depth()), candle_core::DType::F32, &Device::Cpu)?;
+    let ones = Tensor::ones(
+        (batch_size(s, &net)?, s.depth()),
+        candle_core::DType::F32,
+        &Device::Cpu,
+    )?;
     let gated = run(&net, &input, &Plan::blend(&ones)?)?.output;
-    same("all gates 1 is the full net", "the output", &gated, &full, 1e-5)
+    same(
+        "all gates 1 is the full net",
+        "the output",
+        &gated,
+        &full,
+        1e-5,
+    )
 }
 
 fn gates_are_the_cut_net<S: Subject>(s: &S) -> Result<()> {
@@ -100,11 +125,27 @@ fn gates_are_the_cut_net<S: Subject>(s: &S) -> Result<()> {
         let cut = s.rebuild(&weights, &kept)?;
         let want = run(&cut, &input, &Plan::full(kept.len()))?.output;
         let skipped = run(&net, &input, &Plan::keep(s.depth(), &kept))?.output;
-        same("a skipped block is a cut block", &format!("{kept:?}"), &skipped, &want, 1e-6)?;
-        let row: Vec<f32> = (0..s.depth()).map(|i| f32::from(u8::from(kept.contains(&i)))).collect();
-        let mask = Tensor::new(row, &Device::Cpu)?.unsqueeze(0)?.repeat((batch, 1))?; // (B, depth)
+        same(
+            "a skipped block is a cut block",
+            &format!("{kept:?}"),
+            &skipped,
+            &want,
+            1e-6,
+        )?;
+        let row: Vec<f32> = (0..s.depth())
+            .map(|i| f32::from(u8::from(kept.contains(&i))))
+            .collect();
+        let mask = Tensor::new(row, &Device::Cpu)?
+            .unsqueeze(0)?
+            .repeat((batch, 1))?; // (B, depth)
         let gated = run(&net, &input, &Plan::blend(&mask)?)?.output;
-        same("gates 0/1 are the cut net", &format!("{kept:?}"), &gated, &want, 1e-5)?;
+        same(
+            "gates 0/1 are the cut net",
+            &format!("{kept:?}"),
+            &gated,
+            &want,
+            1e-5,
+        )?;
     }
     Ok(())
 }
@@ -115,14 +156,21 @@ fn samples_do_not_mix<S: Subject>(s: &S) -> Result<()> {
     let together = run(&net, &s.input(None)?, &plan)?.output;
     for b in 0..batch_size(s, &net)? {
         let alone = run(&net, &s.input(Some(&[b]))?, &plan)?.output;
-        same("batched is single", &format!("sample {b}"), &together.narrow(0, b, 1)?, &alone, 1e-5)?;
+        same(
+            "batched is single",
+            &format!("sample {b}"),
+            &together.narrow(0, b, 1)?,
+            &alone,
+            1e-5,
+        )?;
     }
     Ok(())
 }
 
 fn loss(output: &Tensor) -> Result<Tensor> {
     // A fixed random weighting, so that no symmetry of the network hides a gradient.
-    let weights = StepRng::new(7, 0, stream::HELD_OUT).normal(output.shape().clone(), output.device())?;
+    let weights =
+        StepRng::new(7, 0, stream::HELD_OUT).normal(output.shape().clone(), output.device())?;
     Ok((output * weights)?.sum_all()?)
 }
 
@@ -134,7 +182,9 @@ fn every_weight_has_a_gradient<S: Subject>(s: &S) -> Result<()> {
     let grads = loss(&output)?.backward()?;
     const LAW: &str = "every trainable tensor has a gradient";
     for (name, var) in &vars {
-        let Some(grad) = grads.get(var) else { return Err(broken(LAW, format!("`{name}` has none"))) };
+        let Some(grad) = grads.get(var) else {
+            return Err(broken(LAW, format!("`{name}` has none")));
+        };
         let sum = grad.abs()?.sum_all()?.to_scalar::<f32>()?;
         if !sum.is_finite() || (sum == 0.0 && !s.may_have_zero_gradient(name)) {
             return Err(broken(LAW, format!("`{name}`: Σ|g| = {sum}")));
@@ -149,7 +199,10 @@ fn detached_weights_record_nothing<S: Subject>(s: &S) -> Result<()> {
     let net = s.build(&weights.detached())?;
     let output = run(&net, &s.input(None)?, &Plan::full(s.depth()))?.output;
     if output.track_op() {
-        return Err(broken("detached weights record nothing", "the output carries a graph"));
+        return Err(broken(
+            "detached weights record nothing",
+            "the output carries a graph",
+        ));
     }
     Ok(())
 }
@@ -172,22 +225,35 @@ fn exact_blend_is_the_plain_blend<S: Subject>(s: &S) -> Result<()> {
         let exact = run_exact(&net, &untracked, &input, &plan)?.output;
         same(LAW, "the output", &exact, &plain, 1e-5)?;
         let (plain, exact) = (loss(&plain)?.backward()?, loss(&exact)?.backward()?);
-        let all = vars.iter().map(|(n, v)| (n.as_str(), v)).chain([("the mask", &mask)]);
-        let largest = all.clone().filter_map(|(_, v)| plain.get(v)).map(max_abs).try_fold(0f32, |m, v| v.map(|v| m.max(v)))?;
+        let all = vars
+            .iter()
+            .map(|(n, v)| (n.as_str(), v))
+            .chain([("the mask", &mask)]);
+        let largest = all
+            .clone()
+            .filter_map(|(_, v)| plain.get(v))
+            .map(max_abs)
+            .try_fold(0f32, |m, v| v.map(|v| m.max(v)))?;
         for (name, var) in all {
             // A block that no sample keeps has a zero gradient in the plain blend and none in the exact one.
             match (exact.get(var), plain.get(var)) {
                 (Some(e), Some(p)) => {
                     let diff = max_abs(&(e - p)?)?;
                     if diff > 1e-5 * max_abs(p)?.max(1e-2 * largest) {
-                        return Err(broken(LAW, format!("the gradient of {name} differs by {diff:e}")));
+                        return Err(broken(
+                            LAW,
+                            format!("the gradient of {name} differs by {diff:e}"),
+                        ));
                     }
                 }
                 (None, Some(p)) if max_abs(p)? == 0.0 => {}
                 (None, None) => {}
                 (e, _) => {
                     let side = if e.is_some() { "exact" } else { "plain" };
-                    return Err(broken(LAW, format!("only the {side} blend has a gradient for {name}")));
+                    return Err(broken(
+                        LAW,
+                        format!("only the {side} blend has a gradient for {name}"),
+                    ));
                 }
             }
         }

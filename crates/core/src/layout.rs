@@ -12,12 +12,16 @@ pub struct BlockLayout {
 impl BlockLayout {
     /// One stage of `depth` blocks.
     pub fn single(depth: usize) -> Self {
-        Self { stages: vec![depth] }
+        Self {
+            stages: vec![depth],
+        }
     }
 
     /// Several stages, for example `[16, 16]` for MAR-L.
     pub fn stages(stages: impl Into<Vec<usize>>) -> Self {
-        Self { stages: stages.into() }
+        Self {
+            stages: stages.into(),
+        }
     }
 
     /// Number of blocks over all stages.

@@ -26,15 +26,27 @@ pub struct Plan {
 impl Plan {
     /// Every block runs.
     pub fn full(depth: usize) -> Self {
-        Self { blocks: vec![BlockPlan::Run; depth], taps: Vec::new() }
+        Self {
+            blocks: vec![BlockPlan::Run; depth],
+            taps: Vec::new(),
+        }
     }
 
     /// Only the blocks in `kept` run.
     pub fn keep(depth: usize, kept: &[usize]) -> Self {
         let blocks = (0..depth)
-            .map(|i| if kept.contains(&i) { BlockPlan::Run } else { BlockPlan::Skip })
+            .map(|i| {
+                if kept.contains(&i) {
+                    BlockPlan::Run
+                } else {
+                    BlockPlan::Skip
+                }
+            })
             .collect();
-        Self { blocks, taps: Vec::new() }
+        Self {
+            blocks,
+            taps: Vec::new(),
+        }
     }
 
     /// Every block blends by its column of `mask` (B, depth).
@@ -43,7 +55,10 @@ impl Plan {
         let blocks = (0..depth)
             .map(|i| Ok(BlockPlan::Blend(mask.narrow(1, i, 1)?.squeeze(1)?)))
             .collect::<Result<_>>()?;
-        Ok(Self { blocks, taps: Vec::new() })
+        Ok(Self {
+            blocks,
+            taps: Vec::new(),
+        })
     }
 
     /// The same plan, keeping the outputs of `taps`.
@@ -73,8 +88,15 @@ pub fn run<S: BlockStack>(net: &S, input: &S::Input, plan: &Plan) -> Result<Trac
 /// Where m = 0 the block's output reaches the loss only through the gate's gradient
 /// ⟨g, block(h) − h⟩, so dropped samples run on `untracked` (the same net on detached weights):
 /// no saved activations and no backward. At 1:2 that is about 2/3 of the work of the plain blend.
-pub fn run_exact<S: BlockStack>(net: &S, untracked: &S, input: &S::Input, plan: &Plan) -> Result<Trace> {
-    run_with(net, input, plan, |h, m, call| exact_blend(h, m, call, untracked))
+pub fn run_exact<S: BlockStack>(
+    net: &S,
+    untracked: &S,
+    input: &S::Input,
+    plan: &Plan,
+) -> Result<Trace> {
+    run_with(net, input, plan, |h, m, call| {
+        exact_blend(h, m, call, untracked)
+    })
 }
 
 fn run_with<S: BlockStack>(
@@ -91,7 +113,9 @@ fn run_with<S: BlockStack>(
         )));
     }
     if let Some(tap) = plan.taps.iter().find(|&&t| t >= depth) {
-        return Err(Error::usage(format!("block {tap} cannot be tapped: the network has {depth} blocks")));
+        return Err(Error::usage(format!(
+            "block {tap} cannot be tapped: the network has {depth} blocks"
+        )));
     }
     let mut taps = Vec::with_capacity(plan.taps.len());
     let output = walk(net, input, |i, h, call| {
@@ -122,7 +146,9 @@ fn exact_blend<S: BlockStack>(
 ) -> Result<Tensor> {
     let values = m.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?;
     if let Some(v) = values.iter().find(|v| **v != 0.0 && **v != 1.0) {
-        return Err(Error::usage(format!("the exact blend needs masks of 0 and 1, found {v}")));
+        return Err(Error::usage(format!(
+            "the exact blend needs masks of 0 and 1, found {v}"
+        )));
     }
     let m = column(m, h)?; // (B, 1, 1)
     let (kept, dropped): (Vec<u32>, Vec<u32>) =
@@ -142,7 +168,11 @@ fn exact_blend<S: BlockStack>(
     }
     let kept_index = index(&kept)?;
     let h_kept = h.index_select(&kept_index, 0)?; // (R1, T, D)
-    let out_kept = kept_rows(&call.rows(&h_kept, &kept_index)?, &h_kept, &m.index_select(&kept_index, 0)?)?;
+    let out_kept = kept_rows(
+        &call.rows(&h_kept, &kept_index)?,
+        &h_kept,
+        &m.index_select(&kept_index, 0)?,
+    )?;
     // Back into the batch's order.
     let mut place = vec![0u32; values.len()];
     for (at, &b) in kept.iter().chain(&dropped).enumerate() {

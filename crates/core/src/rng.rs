@@ -44,8 +44,9 @@ impl StepRng {
     /// Standard normal f32 values of `shape`, generated on the host.
     pub fn normal(&mut self, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
         let shape = shape.into();
-        let values: Vec<f32> =
-            (0..shape.elem_count()).map(|_| StandardNormal.sample(&mut self.0)).collect();
+        let values: Vec<f32> = (0..shape.elem_count())
+            .map(|_| StandardNormal.sample(&mut self.0))
+            .collect();
         Ok(Tensor::from_vec(values, shape, device)?)
     }
 
@@ -64,7 +65,11 @@ impl StepRng {
         let shape = shape.into();
         let values: Vec<f32> = (0..shape.elem_count())
             // 1 − u is in (0, 1], so the logarithm is finite; its smallest positive value bounds the sample.
-            .map(|_| -(-(1.0 - self.0.random::<f64>()).ln()).max(f64::MIN_POSITIVE).ln() as f32)
+            .map(|_| {
+                -(-(1.0 - self.0.random::<f64>()).ln())
+                    .max(f64::MIN_POSITIVE)
+                    .ln() as f32
+            })
             .collect();
         Ok(Tensor::from_vec(values, shape, device)?)
     }

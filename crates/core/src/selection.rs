@@ -49,7 +49,10 @@ pub struct Selection {
 impl Selection {
     /// A selection by explicit indices, as one group.
     pub fn from_indices(depth: usize, kept: Vec<usize>) -> Result<Self> {
-        let groups = vec![Group { n: kept.len(), m: depth }];
+        let groups = vec![Group {
+            n: kept.len(),
+            m: depth,
+        }];
         Self {
             depth,
             kept,
@@ -64,26 +67,47 @@ impl Selection {
 
     /// Checks every promise of the fields.
     pub fn validated(self) -> Result<Self> {
-        let Self { depth, kept, groups, .. } = &self;
+        let Self {
+            depth,
+            kept,
+            groups,
+            ..
+        } = &self;
         let fail = |what: String| Err(Error::usage(format!("selection: {what}")));
         if kept.is_empty() {
             return fail("no block is kept".into());
         }
         if let Some(pair) = kept.windows(2).find(|w| w[0] >= w[1]) {
-            return fail(format!("kept blocks must ascend, found {} before {}", pair[0], pair[1]));
+            return fail(format!(
+                "kept blocks must ascend, found {} before {}",
+                pair[0], pair[1]
+            ));
         }
         if let Some(last) = kept.last().filter(|last| *last >= depth) {
-            return fail(format!("block {last} does not exist: the network has {depth} (0 to {})", depth.saturating_sub(1)));
+            return fail(format!(
+                "block {last} does not exist: the network has {depth} (0 to {})",
+                depth.saturating_sub(1)
+            ));
         }
-        let total = groups.iter().try_fold(0usize, |sum, g| sum.checked_add(g.m));
+        let total = groups
+            .iter()
+            .try_fold(0usize, |sum, g| sum.checked_add(g.m));
         if total != Some(*depth) {
-            return fail(format!("its groups do not cover the network's {depth} blocks"));
+            return fail(format!(
+                "its groups do not cover the network's {depth} blocks"
+            ));
         }
         let mut start = 0;
         for (g, group) in groups.iter().enumerate() {
-            let found = kept.iter().filter(|k| (start..start + group.m).contains(*k)).count();
+            let found = kept
+                .iter()
+                .filter(|k| (start..start + group.m).contains(*k))
+                .count();
             if found != group.n {
-                return fail(format!("group {g} keeps {found} blocks, its pattern says {}:{}", group.n, group.m));
+                return fail(format!(
+                    "group {g} keeps {found} blocks, its pattern says {}:{}",
+                    group.n, group.m
+                ));
             }
             start += group.m;
         }

@@ -115,7 +115,15 @@ pub fn walk<S: BlockStack>(
             h = net.bridge(stage, &h, &cond)?;
         }
         for i in blocks {
-            h = visit(i, &h, BlockCall { net, i, cond: &cond })?;
+            h = visit(
+                i,
+                &h,
+                BlockCall {
+                    net,
+                    i,
+                    cond: &cond,
+                },
+            )?;
         }
     }
     net.head(&h, &cond)

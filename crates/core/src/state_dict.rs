@@ -39,7 +39,8 @@ impl StateDict {
 
     /// The tensor called `name`, or an error that names it.
     pub fn require(&self, name: &str) -> Result<&Tensor> {
-        self.get(name).ok_or_else(|| Error::usage(format!("missing tensor `{name}`")))
+        self.get(name)
+            .ok_or_else(|| Error::usage(format!("missing tensor `{name}`")))
     }
 
     /// Removes and returns a tensor.
@@ -74,12 +75,18 @@ impl StateDict {
 
     /// A view on the same storage that records no gradients.
     pub fn detached(&self) -> Self {
-        self.0.iter().map(|(k, v)| (k.clone(), v.detach())).collect()
+        self.0
+            .iter()
+            .map(|(k, v)| (k.clone(), v.detach()))
+            .collect()
     }
 
     /// A deep copy that shares nothing.
     pub fn copied(&self) -> Result<Self> {
-        self.0.iter().map(|(k, v)| Ok((k.clone(), v.detach().copy()?))).collect()
+        self.0
+            .iter()
+            .map(|(k, v)| Ok((k.clone(), v.detach().copy()?)))
+            .collect()
     }
 
     /// Turns every tensor for which `choose(name)` holds into a variable and returns those, in order.
@@ -111,8 +118,13 @@ impl StateDict {
                 Some(_) => {}
             }
         }
-        let known: std::collections::BTreeSet<&str> = expected.iter().map(|s| s.name.as_str()).collect();
-        problems.extend(self.names().filter(|n| !known.contains(n)).map(|n| format!("unexpected `{n}`")));
+        let known: std::collections::BTreeSet<&str> =
+            expected.iter().map(|s| s.name.as_str()).collect();
+        problems.extend(
+            self.names()
+                .filter(|n| !known.contains(n))
+                .map(|n| format!("unexpected `{n}`")),
+        );
         if problems.is_empty() {
             return Ok(());
         }
@@ -122,7 +134,9 @@ impl StateDict {
         if more > 0 {
             text += &format!("; and {more} more");
         }
-        Err(Error::usage(format!("the weights do not fit the network: {text}")))
+        Err(Error::usage(format!(
+            "the weights do not fit the network: {text}"
+        )))
     }
 }
 

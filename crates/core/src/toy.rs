@@ -1,16 +1,27 @@
 use candle_core::{DType, Device, Tensor};
 
-use crate::{BlockLayout, BlockStack, LatentQuery, ParamSpec, Result, Rows, StateDict, StepRng, TokenQuery, stream};
+use crate::{
+    BlockLayout, BlockStack, LatentQuery, ParamSpec, Result, Rows, StateDict, StepRng, TokenQuery,
+    stream,
+};
 
 fn spec(name: String, shape: &[usize]) -> ParamSpec {
-    ParamSpec { name, shape: shape.to_vec() }
+    ParamSpec {
+        name,
+        shape: shape.to_vec(),
+    }
 }
 
 fn random(specs: &[ParamSpec], seed: u64) -> Result<StateDict> {
     let mut rng = StepRng::new(seed, 0, stream::INIT);
     specs
         .iter()
-        .map(|s| Ok((s.name.clone(), (rng.normal(s.shape.as_slice(), &Device::Cpu)? * 0.4)?)))
+        .map(|s| {
+            Ok((
+                s.name.clone(),
+                (rng.normal(s.shape.as_slice(), &Device::Cpu)? * 0.4)?,
+            ))
+        })
         .collect()
 }
 
@@ -27,7 +38,9 @@ impl ToyLatent {
     /// Names and shapes of the weights.
     pub fn specs(depth: usize) -> Vec<ParamSpec> {
         let d = Self::CHANNELS;
-        let mut specs: Vec<_> = (0..depth).map(|i| spec(format!("blocks.{i}.weight"), &[d, d])).collect();
+        let mut specs: Vec<_> = (0..depth)
+            .map(|i| spec(format!("blocks.{i}.weight"), &[d, d]))
+            .collect();
         specs.push(spec("head.weight".into(), &[d, d]));
         specs
     }
@@ -40,7 +53,10 @@ impl ToyLatent {
     /// The stack on given weights; shares their storage.
     pub fn new(depth: usize, weights: &StateDict) -> Result<Self> {
         weights.check(&Self::specs(depth))?;
-        Ok(Self { layout: BlockLayout::single(depth), weights: weights.clone() })
+        Ok(Self {
+            layout: BlockLayout::single(depth),
+            weights: weights.clone(),
+        })
     }
 }
 
@@ -61,7 +77,10 @@ impl BlockStack for ToyLatent {
 
     fn block(&self, i: usize, h: &Tensor, c: &Tensor) -> Result<Tensor> {
         let w = self.weights.require(&format!("blocks.{i}.weight"))?;
-        let inner = h.broadcast_add(&c.unsqueeze(1)?)?.broadcast_matmul(w)?.tanh()?; // (B, T, D)
+        let inner = h
+            .broadcast_add(&c.unsqueeze(1)?)?
+            .broadcast_matmul(w)?
+            .tanh()?; // (B, T, D)
         Ok((h + inner)?)
     }
 
@@ -114,10 +133,16 @@ pub struct TokenCond {
 
 impl Rows for TokenCond {
     fn select(&self, index: &Tensor) -> Result<Self> {
-        Ok(Self { class: self.class.select(index)?, hidden: self.hidden.select(index)? })
+        Ok(Self {
+            class: self.class.select(index)?,
+            hidden: self.hidden.select(index)?,
+        })
     }
     fn detach(&self) -> Self {
-        Self { class: self.class.detach(), hidden: self.hidden.detach() }
+        Self {
+            class: self.class.detach(),
+            hidden: self.hidden.detach(),
+        }
     }
 }
 
@@ -137,8 +162,9 @@ impl ToyTokens {
     /// Names and shapes of the weights.
     pub fn specs(stages: [usize; 2]) -> Vec<ParamSpec> {
         let d = Self::CHANNELS;
-        let mut specs: Vec<_> =
-            (0..stages[0] + stages[1]).map(|i| spec(format!("blocks.{i}.weight"), &[d, d])).collect();
+        let mut specs: Vec<_> = (0..stages[0] + stages[1])
+            .map(|i| spec(format!("blocks.{i}.weight"), &[d, d]))
+            .collect();
         specs.push(spec("mask_token".into(), &[1, 1, d]));
         specs
     }
@@ -151,7 +177,10 @@ impl ToyTokens {
     /// The stack on given weights; shares their storage.
     pub fn new(stages: [usize; 2], weights: &StateDict) -> Result<Self> {
         weights.check(&Self::specs(stages))?;
-        Ok(Self { layout: BlockLayout::stages(stages), weights: weights.clone() })
+        Ok(Self {
+            layout: BlockLayout::stages(stages),
+            weights: weights.clone(),
+        })
     }
 }
 
@@ -167,12 +196,21 @@ impl BlockStack for ToyTokens {
         let visible = (1.0 - &q.mask)?.unsqueeze(2)?; // (B, L, 1)
         let h = q.tokens.broadcast_mul(&visible)?; // (B, L, C)
         let class = q.y.to_dtype(DType::F32)?.unsqueeze(1)?; // (B, 1)
-        Ok((h, TokenCond { class, hidden: q.mask.clone() }))
+        Ok((
+            h,
+            TokenCond {
+                class,
+                hidden: q.mask.clone(),
+            },
+        ))
     }
 
     fn block(&self, i: usize, h: &Tensor, cond: &TokenCond) -> Result<Tensor> {
         let w = self.weights.require(&format!("blocks.{i}.weight"))?;
-        let inner = h.broadcast_add(&cond.class.unsqueeze(2)?)?.broadcast_matmul(w)?.tanh()?; // (B, L, C)
+        let inner = h
+            .broadcast_add(&cond.class.unsqueeze(2)?)?
+            .broadcast_matmul(w)?
+            .tanh()?; // (B, L, C)
         Ok((h + inner)?)
     }
 

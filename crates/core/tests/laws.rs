@@ -1,14 +1,20 @@
 //! The laws on the toy stacks, and proof that the suite notices a broken stack.
+#![allow(clippy::unwrap_used)] // a test may panic
 
 use candle_core::{Device, Tensor};
 use tinyfusion_core::laws::{self, Subject};
 use tinyfusion_core::toy::{ToyLatent, ToyTokens};
-use tinyfusion_core::{BlockLayout, BlockStack, LatentQuery, Result, Rows, StateDict, StepRng, TokenQuery, stream};
+use tinyfusion_core::{
+    BlockLayout, BlockStack, LatentQuery, Result, Rows, StateDict, StepRng, TokenQuery, stream,
+};
 
 fn pick<T: Rows>(t: T, rows: Option<&[usize]>) -> Result<T> {
     match rows {
         None => Ok(t),
-        Some(rows) => t.select(&Tensor::new(rows.iter().map(|&r| r as u32).collect::<Vec<_>>(), &Device::Cpu)?),
+        Some(rows) => t.select(&Tensor::new(
+            rows.iter().map(|&r| r as u32).collect::<Vec<_>>(),
+            &Device::Cpu,
+        )?),
     }
 }
 
@@ -16,11 +22,13 @@ fn pick<T: Rows>(t: T, rows: Option<&[usize]>) -> Result<T> {
 fn cut(weights: &StateDict, kept: &[usize]) -> StateDict {
     weights
         .iter()
-        .filter_map(|(name, t)| match name.strip_prefix("blocks.").and_then(|r| r.split_once('.')) {
-            None => Some((name.to_string(), t.clone())),
-            Some((i, rest)) => {
-                let j = kept.iter().position(|k| k.to_string() == i)?;
-                Some((format!("blocks.{j}.{rest}"), t.clone()))
+        .filter_map(|(name, t)| {
+            match name.strip_prefix("blocks.").and_then(|r| r.split_once('.')) {
+                None => Some((name.to_string(), t.clone())),
+                Some((i, rest)) => {
+                    let j = kept.iter().position(|k| k.to_string() == i)?;
+                    Some((format!("blocks.{j}.{rest}"), t.clone()))
+                }
             }
         })
         .collect()
@@ -43,10 +51,15 @@ impl Subject for Latent {
         ToyLatent::new(kept.len(), &cut(weights, kept))
     }
     fn input(&self, rows: Option<&[usize]>) -> Result<LatentQuery> {
-        let x = StepRng::new(1, 0, stream::DRAW).normal((3, ToyLatent::CHANNELS, 2, 2), &Device::Cpu)?;
+        let x = StepRng::new(1, 0, stream::DRAW)
+            .normal((3, ToyLatent::CHANNELS, 2, 2), &Device::Cpu)?;
         let t = Tensor::new(&[0f32, 300.0, 999.0], &Device::Cpu)?;
         let y = Tensor::new(&[0u32, 1, 2], &Device::Cpu)?;
-        Ok(LatentQuery { x: pick(x, rows)?, t: pick(t, rows)?, y: pick(y, rows)? })
+        Ok(LatentQuery {
+            x: pick(x, rows)?,
+            t: pick(t, rows)?,
+            y: pick(y, rows)?,
+        })
     }
     fn selections(&self) -> Vec<Vec<usize>> {
         vec![vec![0, 2], vec![1, 2, 3], vec![3]]
@@ -71,10 +84,22 @@ impl Subject for Tokens {
         ToyTokens::new([first, kept.len() - first], &cut(weights, kept))
     }
     fn input(&self, rows: Option<&[usize]>) -> Result<TokenQuery> {
-        let tokens = StepRng::new(2, 0, stream::DRAW).normal((3, 4, ToyTokens::CHANNELS), &Device::Cpu)?;
-        let mask = Tensor::new(&[[1f32, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]], &Device::Cpu)?;
+        let tokens =
+            StepRng::new(2, 0, stream::DRAW).normal((3, 4, ToyTokens::CHANNELS), &Device::Cpu)?;
+        let mask = Tensor::new(
+            &[
+                [1f32, 0.0, 1.0, 0.0],
+                [0.0, 0.0, 1.0, 1.0],
+                [1.0, 1.0, 0.0, 0.0],
+            ],
+            &Device::Cpu,
+        )?;
         let y = Tensor::new(&[0u32, 1, 2], &Device::Cpu)?;
-        Ok(TokenQuery { tokens: pick(tokens, rows)?, mask: pick(mask, rows)?, y: pick(y, rows)? })
+        Ok(TokenQuery {
+            tokens: pick(tokens, rows)?,
+            mask: pick(mask, rows)?,
+            y: pick(y, rows)?,
+        })
     }
     fn selections(&self) -> Vec<Vec<usize>> {
         vec![vec![0, 2], vec![1, 3], vec![0, 1, 3]]
@@ -105,7 +130,11 @@ impl BlockStack for Mixing {
     }
     fn block(&self, i: usize, h: &Tensor, c: &Tensor) -> Result<Tensor> {
         let out = self.0.block(i, h, c)?;
-        if i == 1 { Ok(out.broadcast_sub(&out.mean_keepdim(0)?)?) } else { Ok(out) }
+        if i == 1 {
+            Ok(out.broadcast_sub(&out.mean_keepdim(0)?)?)
+        } else {
+            Ok(out)
+        }
     }
     fn head(&self, h: &Tensor, c: &Tensor) -> Result<Tensor> {
         self.0.head(h, c)
@@ -148,6 +177,7 @@ fn the_exact_blend_refuses_soft_masks() {
     let net = Latent.build(&weights).unwrap();
     let soft = Tensor::full(0.5f32, (3, 4), &Device::Cpu).unwrap();
     let plan = tinyfusion_core::Plan::blend(&soft).unwrap();
-    let error = tinyfusion_core::run_exact(&net, &net, &Latent.input(None).unwrap(), &plan).unwrap_err();
+    let error =
+        tinyfusion_core::run_exact(&net, &net, &Latent.input(None).unwrap(), &plan).unwrap_err();
     assert!(error.to_string().contains("0.5"), "{error}");
 }

@@ -8,7 +8,12 @@ use tinyfusion_core::{LatentQuery, Plan, Result, StepRng, run, stream};
 use tinyfusion_models::{DiT, DiTConfig};
 
 fn main() -> Result<()> {
-    let arg = |i: usize, default: usize| std::env::args().nth(i).and_then(|a| a.parse().ok()).unwrap_or(default);
+    let arg = |i: usize, default: usize| {
+        std::env::args()
+            .nth(i)
+            .and_then(|a| a.parse().ok())
+            .unwrap_or(default)
+    };
     let (batch, dev) = (arg(1, 64), &Device::Cpu);
     let config = DiTConfig {
         input_size: 32,
@@ -23,7 +28,10 @@ fn main() -> Result<()> {
     };
     let mut weights = config.init(0, dev)?;
     weights.make_trainable(|n| !DiTConfig::is_fixed(n))?;
-    let (net, frozen) = (DiT::new(&config, &weights)?, DiT::new(&config, &weights.detached())?);
+    let (net, frozen) = (
+        DiT::new(&config, &weights)?,
+        DiT::new(&config, &weights.detached())?,
+    );
     let plan = Plan::full(config.depth);
     let mut rng = StepRng::new(0, 0, stream::DRAW);
     let query = LatentQuery {
@@ -37,11 +45,20 @@ fn main() -> Result<()> {
         run(&frozen, &query, &plan)?;
         forward.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
-        run(&net, &query, &plan)?.output.sqr()?.mean_all()?.backward()?;
+        run(&net, &query, &plan)?
+            .output
+            .sqr()?
+            .mean_all()?
+            .backward()?;
         both.push(start.elapsed().as_secs_f64());
     }
     forward.sort_by(f64::total_cmp);
     both.sort_by(f64::total_cmp);
-    println!("{} parameters; forward {:.3} s, forward + backward {:.3} s (medians)", config.parameters(), forward[4], both[4]);
+    println!(
+        "{} parameters; forward {:.3} s, forward + backward {:.3} s (medians)",
+        config.parameters(),
+        forward[4],
+        both[4]
+    );
     Ok(())
 }

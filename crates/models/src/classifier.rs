@@ -28,7 +28,15 @@ pub struct ClassifierConfig {
 
 impl Default for ClassifierConfig {
     fn default() -> Self {
-        Self { input_size: 32, patch_size: 4, in_channels: 3, hidden_size: 64, depth: 4, num_heads: 4, num_classes: 10 }
+        Self {
+            input_size: 32,
+            patch_size: 4,
+            in_channels: 3,
+            hidden_size: 64,
+            depth: 4,
+            num_heads: 4,
+            num_classes: 10,
+        }
     }
 }
 
@@ -38,12 +46,25 @@ impl ClassifierConfig {
         let (d, p) = (self.hidden_size, self.patch_size);
         let tokens = (self.input_size / p).pow(2);
         let mut specs = Vec::new();
-        let mut add = |name: String, shape: &[usize]| specs.push(ParamSpec { name, shape: shape.to_vec() });
+        let mut add = |name: String, shape: &[usize]| {
+            specs.push(ParamSpec {
+                name,
+                shape: shape.to_vec(),
+            })
+        };
         add("pos_embed".into(), &[1, tokens, d]);
-        add("patch_embed.proj.weight".into(), &[d, self.in_channels, p, p]);
+        add(
+            "patch_embed.proj.weight".into(),
+            &[d, self.in_channels, p, p],
+        );
         add("patch_embed.proj.bias".into(), &[d]);
         for i in 0..self.depth {
-            for (name, o, n) in [("attn.qkv", 3 * d, d), ("attn.proj", d, d), ("mlp.fc1", 4 * d, d), ("mlp.fc2", d, 4 * d)] {
+            for (name, o, n) in [
+                ("attn.qkv", 3 * d, d),
+                ("attn.proj", d, d),
+                ("mlp.fc1", 4 * d, d),
+                ("mlp.fc2", d, 4 * d),
+            ] {
                 add(format!("blocks.{i}.{name}.weight"), &[o, n]);
                 add(format!("blocks.{i}.{name}.bias"), &[o]);
             }
@@ -71,10 +92,17 @@ impl ClassifierConfig {
                 return Ok(Tensor::ones(shape, DType::F32, device)?);
             }
             let inputs: usize = shape[1..].iter().product();
-            let std = if spec.name == "pos_embed" { 0.02 } else { 1.0 / (inputs as f64).sqrt() };
+            let std = if spec.name == "pos_embed" {
+                0.02
+            } else {
+                1.0 / (inputs as f64).sqrt()
+            };
             Ok((rng.normal(shape, device)? * std)?)
         };
-        self.params().iter().map(|spec| Ok((spec.name.clone(), draw(&mut rng, spec)?))).collect()
+        self.params()
+            .iter()
+            .map(|spec| Ok((spec.name.clone(), draw(&mut rng, spec)?)))
+            .collect()
     }
 }
 
@@ -104,12 +132,16 @@ impl Classifier {
     /// The network on `weights`, whose storage it shares.
     pub fn new(config: &ClassifierConfig, weights: &StateDict) -> Result<Self> {
         let (d, p) = (config.hidden_size, config.patch_size);
-        if p == 0 || config.num_heads == 0 || config.input_size % p != 0 || d % config.num_heads != 0 {
-            return Err(Error::usage(format!("classifier config: the sizes do not divide: {config:?}")));
+        if d == 0 || !config.input_size.is_multiple_of(p) || !d.is_multiple_of(config.num_heads) {
+            return Err(Error::usage(format!(
+                "classifier config: the sizes do not divide: {config:?}"
+            )));
         }
         weights.check(&config.params())?;
         let root = Scope::new(weights, 0.0);
-        let norm = |scope: Scope<'_>| -> Result<(Tensor, Tensor)> { Ok((scope.get("weight", &[d])?, scope.get("bias", &[d])?)) };
+        let norm = |scope: Scope<'_>| -> Result<(Tensor, Tensor)> {
+            Ok((scope.get("weight", &[d])?, scope.get("bias", &[d])?))
+        };
         let block = |i: usize| -> Result<Block> {
             let at = root.at("blocks").at(i);
             Ok(Block {
@@ -130,11 +162,20 @@ impl Classifier {
 
     /// Images (B, C, H, W) in [−1, 1] → pooled features (B, D).
     pub fn features(&self, x: &Tensor) -> Result<Tensor> {
-        let mut h = self.patch_embed.forward(x)?.broadcast_add(&self.pos_embed)?; // (B, T, D)
+        let mut h = self
+            .patch_embed
+            .forward(x)?
+            .broadcast_add(&self.pos_embed)?; // (B, T, D)
         for block in &self.blocks {
-            let attn = block.attn.forward(&ops::layer_norm(&h, &block.norm1.0, &block.norm1.1, EPS)?)?;
+            let attn =
+                block
+                    .attn
+                    .forward(&ops::layer_norm(&h, &block.norm1.0, &block.norm1.1, EPS)?)?;
             h = (h + attn)?; // (B, T, D)
-            let mlp = block.mlp.forward(&ops::layer_norm(&h, &block.norm2.0, &block.norm2.1, EPS)?)?;
+            let mlp =
+                block
+                    .mlp
+                    .forward(&ops::layer_norm(&h, &block.norm2.0, &block.norm2.1, EPS)?)?;
             h = (h + mlp)?; // (B, T, D)
         }
         Ok(ops::layer_norm(&h, &self.norm.0, &self.norm.1, EPS)?.mean(1)?) // (B, D)

@@ -59,26 +59,38 @@ impl DiTConfig {
     /// Checks that the sizes fit together.
     pub fn validate(&self) -> Result<()> {
         let fail = |what: String| Err(Error::usage(format!("DiT config: {what}")));
-        if self.patch_size == 0 || self.input_size == 0 || self.input_size % self.patch_size != 0 {
+        if self.input_size == 0 || !self.input_size.is_multiple_of(self.patch_size) {
             return fail(format!(
                 "patch_size {} does not divide input_size {}",
                 self.patch_size, self.input_size
             ));
         }
-        if self.num_heads == 0 || self.hidden_size == 0 || self.hidden_size % self.num_heads != 0 {
-            return fail(format!("{} heads do not divide hidden_size {}", self.num_heads, self.hidden_size));
+        if self.hidden_size == 0 || !self.hidden_size.is_multiple_of(self.num_heads) {
+            return fail(format!(
+                "{} heads do not divide hidden_size {}",
+                self.num_heads, self.hidden_size
+            ));
         }
-        if self.hidden_size % 4 != 0 {
-            return fail(format!("hidden_size {} is not divisible by 4 (2-D positions)", self.hidden_size));
+        if !self.hidden_size.is_multiple_of(4) {
+            return fail(format!(
+                "hidden_size {} is not divisible by 4 (2-D positions)",
+                self.hidden_size
+            ));
         }
         if self.depth == 0 || self.in_channels == 0 || self.num_classes == 0 {
             return fail("depth, in_channels and num_classes must be at least 1".into());
         }
         if !(self.mlp_ratio.is_finite() && self.mlp_hidden() > 0) {
-            return fail(format!("mlp_ratio {} leaves no hidden channel", self.mlp_ratio));
+            return fail(format!(
+                "mlp_ratio {} leaves no hidden channel",
+                self.mlp_ratio
+            ));
         }
         if !(0.0..=1.0).contains(&self.class_dropout_prob) {
-            return fail(format!("class_dropout_prob {} is not a probability", self.class_dropout_prob));
+            return fail(format!(
+                "class_dropout_prob {} is not a probability",
+                self.class_dropout_prob
+            ));
         }
         Ok(())
     }
@@ -90,7 +102,11 @@ impl DiTConfig {
 
     /// Channels of the output: twice the input's when the variance is learned.
     pub fn out_channels(&self) -> usize {
-        if self.learn_sigma { 2 * self.in_channels } else { self.in_channels }
+        if self.learn_sigma {
+            2 * self.in_channels
+        } else {
+            self.in_channels
+        }
     }
 
     /// Hidden width of the MLP.
@@ -106,15 +122,26 @@ impl DiTConfig {
     /// The same network with `depth` blocks.
     #[must_use]
     pub fn with_depth(&self, depth: usize) -> Self {
-        Self { depth, ..self.clone() }
+        Self {
+            depth,
+            ..self.clone()
+        }
     }
 
     /// Every tensor of the checkpoint, by name and shape.
     pub fn params(&self) -> Vec<ParamSpec> {
-        let (d, p, c, h) = (self.hidden_size, self.patch_size, self.in_channels, self.mlp_hidden());
+        let (d, p, c, h) = (
+            self.hidden_size,
+            self.patch_size,
+            self.in_channels,
+            self.mlp_hidden(),
+        );
         let mut specs = Vec::new();
         let mut add = |name: &str, shape: &[usize]| {
-            specs.push(ParamSpec { name: name.into(), shape: shape.to_vec() });
+            specs.push(ParamSpec {
+                name: name.into(),
+                shape: shape.to_vec(),
+            });
         };
         add("pos_embed", &[1, self.grid() * self.grid(), d]);
         add("x_embedder.proj.weight", &[d, c, p, p]);
@@ -145,7 +172,10 @@ impl DiTConfig {
 
     /// Number of values in the network, the position table included (as in the official count).
     pub fn parameters(&self) -> usize {
-        self.params().iter().map(|s| s.shape.iter().product::<usize>()).sum()
+        self.params()
+            .iter()
+            .map(|s| s.shape.iter().product::<usize>())
+            .sum()
     }
 
     /// Initial weights as the reference draws them: Xavier-uniform linear layers with zero bias, normal
@@ -157,7 +187,10 @@ impl DiTConfig {
         for ParamSpec { name, shape } in self.params() {
             let tensor = if Self::is_fixed(&name) {
                 sincos_2d(self.hidden_size, self.grid(), device)?
-            } else if name.ends_with(".bias") || name.contains("adaLN_modulation") || name.starts_with("final_layer") {
+            } else if name.ends_with(".bias")
+                || name.contains("adaLN_modulation")
+                || name.starts_with("final_layer")
+            {
                 Tensor::zeros(shape, DType::F32, device)?
             } else if name.starts_with("t_embedder") || name.starts_with("y_embedder") {
                 (rng.normal(shape, device)? * 0.02)?
@@ -203,7 +236,12 @@ impl DiT {
         let (d, grid) = (config.hidden_size, config.grid());
         Ok(Self {
             layout: BlockLayout::single(config.depth),
-            x_embedder: PatchEmbed::load(&root.at("x_embedder"), config.in_channels, config.patch_size, d)?,
+            x_embedder: PatchEmbed::load(
+                &root.at("x_embedder"),
+                config.in_channels,
+                config.patch_size,
+                d,
+            )?,
             t_embedder: TimestepEmbedder::load(&root.at("t_embedder"), d)?,
             y_embedder: LabelEmbedder::load(&root.at("y_embedder"), config.label_rows(), d)?,
             pos_embed: root.get("pos_embed", &[1, grid * grid, d])?.detach(),
@@ -236,7 +274,10 @@ impl BlockStack for DiT {
     }
 
     fn embed(&self, q: &LatentQuery) -> Result<(Tensor, Tensor)> {
-        let h = self.x_embedder.forward(&q.x)?.broadcast_add(&self.pos_embed)?; // (B, T, D)
+        let h = self
+            .x_embedder
+            .forward(&q.x)?
+            .broadcast_add(&self.pos_embed)?; // (B, T, D)
         let c = self.condition(&q.t, &q.y)?; // (B, D)
         Ok((h, ops::silu(&c)?))
     }
@@ -247,7 +288,12 @@ impl BlockStack for DiT {
 
     fn head(&self, h: &Tensor, cond: &Tensor) -> Result<Tensor> {
         let patches = self.final_layer.forward(h, cond)?; // (B, T, p·p·C_out)
-        unpatchify(&patches, self.config.grid(), self.config.patch_size, self.config.out_channels()) // (B, C_out, H, W)
+        unpatchify(
+            &patches,
+            self.config.grid(),
+            self.config.patch_size,
+            self.config.out_channels(),
+        ) // (B, C_out, H, W)
     }
 }
 
@@ -273,9 +319,13 @@ impl DiTBlock {
     fn forward(&self, x: &Tensor, cond: &Tensor) -> Result<Tensor> {
         // Chunks, in order: shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp.
         let m = self.modulation.forward(cond)?; // (B, 6·D)
-        let attn = self.attn.forward(&ops::layer_norm_modulate(x, &m, 0, 1, EPS)?)?; // (B, T, D)
+        let attn = self
+            .attn
+            .forward(&ops::layer_norm_modulate(x, &m, 0, 1, EPS)?)?; // (B, T, D)
         let x = ops::gated_residual(x, &attn, &m, 2)?; // (B, T, D)
-        let mlp = self.mlp.forward(&ops::layer_norm_modulate(&x, &m, 3, 4, EPS)?)?; // (B, T, D)
+        let mlp = self
+            .mlp
+            .forward(&ops::layer_norm_modulate(&x, &m, 3, 4, EPS)?)?; // (B, T, D)
         Ok(ops::gated_residual(&x, &mlp, &m, 5)?) // (B, T, D)
     }
 }
@@ -299,6 +349,7 @@ impl FinalLayer {
     /// x (B, T, D), cond (B, D) → (B, T, p·p·C_out).
     fn forward(&self, x: &Tensor, cond: &Tensor) -> Result<Tensor> {
         let m = self.modulation.forward(cond)?; // (B, 2·D): shift, scale
-        self.linear.forward(&ops::layer_norm_modulate(x, &m, 0, 1, EPS)?)
+        self.linear
+            .forward(&ops::layer_norm_modulate(x, &m, 0, 1, EPS)?)
     }
 }

@@ -12,8 +12,12 @@ pub struct Preset {
 }
 
 /// (name, width, depth, heads): Peebles & Xie 2023, table 1.
-const SIZES: [(&str, usize, usize, usize); 4] =
-    [("S", 384, 12, 6), ("B", 768, 12, 12), ("L", 1024, 24, 16), ("XL", 1152, 28, 16)];
+const SIZES: [(&str, usize, usize, usize); 4] = [
+    ("S", 384, 12, 6),
+    ("B", 768, 12, 12),
+    ("L", 1024, 24, 16),
+    ("XL", 1152, 28, 16),
+];
 
 /// Depths cut from DiT-XL/2: TinyFusion, table 1.
 const SHALLOW: [usize; 3] = [19, 14, 7];
@@ -23,12 +27,24 @@ pub fn presets() -> Vec<Preset> {
     let mut all = Vec::new();
     for (size, hidden_size, depth, num_heads) in SIZES {
         for patch_size in [2, 4, 8] {
-            let config = DiTConfig { patch_size, hidden_size, depth, num_heads, ..DiTConfig::default() };
-            all.push(Preset { name: format!("DiT-{size}/{patch_size}"), config });
+            let config = DiTConfig {
+                patch_size,
+                hidden_size,
+                depth,
+                num_heads,
+                ..DiTConfig::default()
+            };
+            all.push(Preset {
+                name: format!("DiT-{size}/{patch_size}"),
+                config,
+            });
         }
     }
     for depth in SHALLOW {
-        all.push(Preset { name: format!("DiT-D{depth}/2"), config: DiTConfig::default().with_depth(depth) });
+        all.push(Preset {
+            name: format!("DiT-D{depth}/2"),
+            config: DiTConfig::default().with_depth(depth),
+        });
     }
     all
 }
@@ -40,7 +56,10 @@ pub fn preset(name: &str) -> Result<DiTConfig> {
         Some(p) => Ok(p.config.clone()),
         None => {
             let names: Vec<&str> = all.iter().map(|p| p.name.as_str()).collect();
-            Err(Error::usage(format!("no model is called `{name}`; there are {}", names.join(", "))))
+            Err(Error::usage(format!(
+                "no model is called `{name}`; there are {}",
+                names.join(", ")
+            )))
         }
     }
 }
@@ -64,13 +83,19 @@ mod tests {
             let config = preset(name).unwrap();
             config.validate().unwrap();
             let found = config.parameters() as f64 / 1e6;
-            assert!((found - f64::from(millions)).abs() < 1.0, "{name}: {found} M, published {millions} M");
+            assert!(
+                (found - f64::from(millions)).abs() < 1.0,
+                "{name}: {found} M, published {millions} M"
+            );
         }
     }
 
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let error = preset("DiT-XXL/2").unwrap_err().to_string();
-        assert!(error.contains("DiT-XL/2") && error.contains("DiT-D14/2"), "{error}");
+        assert!(
+            error.contains("DiT-XL/2") && error.contains("DiT-D14/2"),
+            "{error}"
+        );
     }
 }

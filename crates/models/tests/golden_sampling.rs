@@ -1,10 +1,13 @@
 //! Whole sampling runs of a tiny DiT against the reference (`gaussian_diffusion.safetensors`, `loop.*` and
 //! `ddim_loop.*`) and the guided forward (`dit_forward.safetensors`, `out.cfg`), with the recorded noise.
+#![allow(clippy::unwrap_used)] // a test may panic
 
 use candle_core::{DType, Device, Tensor};
 use tinyfusion_core::{LatentQuery, Plan, Result, StateDict, run};
 use tinyfusion_diffusion::samplers::{DdpmConfig, Step, ddim, ddpm};
-use tinyfusion_diffusion::{Clip, DdimConfig, DiffusionConfig, GaussianDiffusion, Guidance, GuidedChannels};
+use tinyfusion_diffusion::{
+    Clip, DdimConfig, DiffusionConfig, GaussianDiffusion, Guidance, GuidedChannels,
+};
 use tinyfusion_models::{DiT, DiTConfig};
 use tinyfusion_testing::Golden;
 
@@ -20,7 +23,11 @@ impl Fixture {
         let config: DiTConfig = serde_json::from_value(golden.config["model"].clone()).unwrap();
         let weights: StateDict = golden.strip("w.").into_iter().collect();
         let net = DiT::new(&config, &weights).unwrap();
-        Self { golden, net, depth: config.depth }
+        Self {
+            golden,
+            net,
+            depth: config.depth,
+        }
     }
 
     fn ids(&self, key: &str) -> Tensor {
@@ -28,17 +35,32 @@ impl Fixture {
     }
 
     fn predict(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Result<Tensor> {
-        let query = LatentQuery { x: x.clone(), t: t.to_dtype(DType::F32)?, y: y.clone() };
+        let query = LatentQuery {
+            x: x.clone(),
+            t: t.to_dtype(DType::F32)?,
+            y: y.clone(),
+        };
         Ok(run(&self.net, &query, &Plan::full(self.depth))?.output)
     }
 
     fn process(&self, key: &str) -> GaussianDiffusion {
-        let respacing = self.golden.config["loop"][key].as_str().unwrap().parse().unwrap();
-        GaussianDiffusion::new(DiffusionConfig { respacing, ..DiffusionConfig::default() }).unwrap()
+        let respacing = self.golden.config["loop"][key]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        GaussianDiffusion::new(DiffusionConfig {
+            respacing,
+            ..DiffusionConfig::default()
+        })
+        .unwrap()
     }
 
     fn guidance(&self) -> Guidance {
-        Guidance { scale: self.golden.number("loop.cfg_scale"), channels: GuidedChannels::FirstThree }
+        Guidance {
+            scale: self.golden.number("loop.cfg_scale"),
+            channels: GuidedChannels::FirstThree,
+        }
     }
 }
 
@@ -52,9 +74,18 @@ fn close_at(golden: &Golden, key: &str, k: usize, got: &Tensor) {
 #[test]
 fn golden_guided_forward() {
     let f = Fixture::open("dit_forward.safetensors");
-    let guidance = Guidance { scale: f.golden.number("cfg_scale"), channels: GuidedChannels::FirstThree };
-    let (x, t, y) = (f.golden.tensor("in.cfg_x"), f.ids("in.cfg_t"), f.ids("in.cfg_y"));
-    let out = guidance.guide_doubled(&x, &t, |x, t| f.predict(x, t, &y)).unwrap();
+    let guidance = Guidance {
+        scale: f.golden.number("cfg_scale"),
+        channels: GuidedChannels::FirstThree,
+    };
+    let (x, t, y) = (
+        f.golden.tensor("in.cfg_x"),
+        f.ids("in.cfg_t"),
+        f.ids("in.cfg_y"),
+    );
+    let out = guidance
+        .guide_doubled(&x, &t, |x, t| f.predict(x, t, &y))
+        .unwrap();
     f.golden.close("out.cfg", &out);
 }
 
@@ -62,7 +93,11 @@ fn golden_guided_forward() {
 fn golden_ddpm_loop() {
     let f = Fixture::open("gaussian_diffusion.safetensors");
     let process = f.process("respacing");
-    let (z, y, noise) = (f.golden.tensor("loop.z"), f.ids("loop.y"), f.golden.tensor("loop.noise"));
+    let (z, y, noise) = (
+        f.golden.tensor("loop.z"),
+        f.ids("loop.y"),
+        f.golden.tensor("loop.noise"),
+    );
     let steps = process.num_timesteps();
     for (clip, key) in [(Clip::Off, "loop.final"), (Clip::Unit, "loop.final_clip1")] {
         let out = ddpm(
@@ -74,7 +109,12 @@ fn golden_ddpm_loop() {
             |step: &Step<'_>| {
                 if clip == Clip::Off {
                     close_at(&f.golden, "loop.samples", step.done - 1, step.sample);
-                    close_at(&f.golden, "loop.pred_xstart", step.done - 1, step.pred_xstart);
+                    close_at(
+                        &f.golden,
+                        "loop.pred_xstart",
+                        step.done - 1,
+                        step.pred_xstart,
+                    );
                 }
                 Ok(())
             },
@@ -88,17 +128,29 @@ fn golden_ddpm_loop() {
 fn golden_ddim_loop() {
     let f = Fixture::open("gaussian_diffusion.safetensors");
     let process = f.process("ddim_respacing");
-    let (z, y, noise) = (f.golden.tensor("loop.z"), f.ids("loop.y"), f.golden.tensor("ddim_loop.noise"));
+    let (z, y, noise) = (
+        f.golden.tensor("loop.z"),
+        f.ids("loop.y"),
+        f.golden.tensor("ddim_loop.noise"),
+    );
     let steps = process.num_timesteps();
     for (eta, name) in [(0.0, "eta0"), (f.golden.number("eta"), "eta")] {
         let out = ddim(
             &process,
-            DdimConfig { eta, clip: Clip::Off },
+            DdimConfig {
+                eta,
+                clip: Clip::Off,
+            },
             &z,
             |x, t| f.guidance().guide_doubled(x, t, |x, t| f.predict(x, t, &y)),
             |index| Ok(noise.get(steps - 1 - index)?),
             |step: &Step<'_>| {
-                close_at(&f.golden, &format!("ddim_loop.{name}.samples"), step.done - 1, step.sample);
+                close_at(
+                    &f.golden,
+                    &format!("ddim_loop.{name}.samples"),
+                    step.done - 1,
+                    step.sample,
+                );
                 Ok(())
             },
         )

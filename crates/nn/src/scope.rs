@@ -16,14 +16,25 @@ impl<'a> Scope<'a> {
     /// The root of `dict`. Linear layers with `lora_a`/`lora_b` beside them add
     /// `lora_scale`·B·A to their weight.
     pub fn new(dict: &'a StateDict, lora_scale: f64) -> Self {
-        Self { dict, prefix: String::new(), lora_scale }
+        Self {
+            dict,
+            prefix: String::new(),
+            lora_scale,
+        }
     }
 
     /// The place one level down.
     #[must_use]
     pub fn at(&self, name: impl std::fmt::Display) -> Self {
-        let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
-        Self { prefix, ..self.clone() }
+        let prefix = if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        };
+        Self {
+            prefix,
+            ..self.clone()
+        }
     }
 
     /// The tensor `name` here, which must have `shape`.
@@ -31,7 +42,10 @@ impl<'a> Scope<'a> {
         let full = self.key(name);
         let tensor = self.dict.require(&full)?;
         if tensor.dims() != shape {
-            return Err(Error::usage(format!("`{full}` has shape {:?}, expected {shape:?}", tensor.dims())));
+            return Err(Error::usage(format!(
+                "`{full}` has shape {:?}, expected {shape:?}",
+                tensor.dims()
+            )));
         }
         Ok(tensor.clone())
     }
@@ -47,6 +61,10 @@ impl<'a> Scope<'a> {
     }
 
     fn key(&self, name: &str) -> String {
-        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+        if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
     }
 }

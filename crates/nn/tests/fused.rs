@@ -1,5 +1,6 @@
 //! Fused kernels against the composition of candle operations in f64, at sizes that reach every lane,
 //! remainder and parallel split; and what a frozen operand must not cost.
+#![allow(clippy::unwrap_used)] // a test may panic
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use tinyfusion_core::{StepRng, stream};
@@ -7,7 +8,9 @@ use tinyfusion_nn::ops;
 use tinyfusion_testing::{flat, max_diff};
 
 fn random(shape: &[usize], seed: u64) -> Tensor {
-    StepRng::new(seed, 0, stream::INIT).normal(shape, &Device::Cpu).unwrap()
+    StepRng::new(seed, 0, stream::INIT)
+        .normal(shape, &Device::Cpu)
+        .unwrap()
 }
 
 /// Runs `f` on f32 variables (fused) and on f64 variables (composed), and compares the outputs and the
@@ -23,33 +26,56 @@ fn agree(shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
         let inputs: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
         let out = f(&inputs).unwrap();
         let weights = random(out.dims(), 99).to_dtype(dtype).unwrap();
-        let grads = (&out * weights).unwrap().sum_all().unwrap().backward().unwrap();
+        let grads = (&out * weights)
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward()
+            .unwrap();
         let mut all = vec![out];
-        all.extend(vars.iter().map(|v| grads.get(v).expect("a gradient").clone()));
+        all.extend(
+            vars.iter()
+                .map(|v| grads.get(v).expect("a gradient").clone()),
+        );
         results.push(all);
     }
     for (i, (fused, oracle)) in results[0].iter().zip(&results[1]).enumerate() {
         let largest = flat(oracle).iter().fold(0f64, |m, v| m.max(v.abs()));
         let diff = max_diff(fused, oracle);
-        assert!(diff <= 5e-6 * largest + 1e-6, "result {i}: off by {diff:e} of {largest}");
+        assert!(
+            diff <= 5e-6 * largest + 1e-6,
+            "result {i}: off by {diff:e} of {largest}"
+        );
     }
 }
 
 #[test]
 fn linear_agrees() {
     for (rows, i, o) in [(1, 1, 1), (5, 17, 33), (130, 64, 192), (700, 96, 64)] {
-        agree(&[&[rows, i], &[o, i], &[o]], |t| ops::linear(&t[0], &t[1], Some(&t[2])));
-        agree(&[&[2, rows, i], &[o, i]], |t| ops::linear(&t[0], &t[1], None));
-        agree(&[&[rows, i], &[o, i], &[o]], |t| ops::linear_gelu(&t[0], &t[1], &t[2]));
+        agree(&[&[rows, i], &[o, i], &[o]], |t| {
+            ops::linear(&t[0], &t[1], Some(&t[2]))
+        });
+        agree(&[&[2, rows, i], &[o, i]], |t| {
+            ops::linear(&t[0], &t[1], None)
+        });
+        agree(&[&[rows, i], &[o, i], &[o]], |t| {
+            ops::linear_gelu(&t[0], &t[1], &t[2])
+        });
     }
 }
 
 #[test]
 fn norms_agree() {
     for (b, t, d) in [(1, 1, 8), (3, 5, 17), (4, 64, 64), (2, 16, 200)] {
-        agree(&[&[b, t, d], &[b, 6 * d]], |x| ops::layer_norm_modulate(&x[0], &x[1], 3, 4, 1e-6));
-        agree(&[&[b, t, d], &[d], &[d]], |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-6));
-        agree(&[&[b, t, d], &[b, t, d], &[b, 6 * d]], |x| ops::gated_residual(&x[0], &x[1], &x[2], 5));
+        agree(&[&[b, t, d], &[b, 6 * d]], |x| {
+            ops::layer_norm_modulate(&x[0], &x[1], 3, 4, 1e-6)
+        });
+        agree(&[&[b, t, d], &[d], &[d]], |x| {
+            ops::layer_norm(&x[0], &x[1], &x[2], 1e-6)
+        });
+        agree(&[&[b, t, d], &[b, t, d], &[b, 6 * d]], |x| {
+            ops::gated_residual(&x[0], &x[1], &x[2], 5)
+        });
     }
 }
 
@@ -74,21 +100,45 @@ fn extreme_inputs_stay_finite_and_nan_is_not_hidden() {
         assert_eq!(flat(&y)[4], 1e4);
     }
     let large = (random(&[1, 4, 12], 0) * 1e3).unwrap();
-    assert!(flat(&ops::attention(&large, 2).unwrap()).iter().all(|v| v.is_finite()));
+    assert!(
+        flat(&ops::attention(&large, 2).unwrap())
+            .iter()
+            .all(|v| v.is_finite())
+    );
     let nan = Tensor::new(&[f32::NAN], &Device::Cpu).unwrap();
     assert!(flat(&ops::gelu_tanh(&nan).unwrap())[0].is_nan());
     let nan = Tensor::full(f32::NAN, (1, 4, 12), &Device::Cpu).unwrap();
-    assert!(flat(&ops::attention(&nan, 2).unwrap()).iter().all(|v| v.is_nan()));
+    assert!(
+        flat(&ops::attention(&nan, 2).unwrap())
+            .iter()
+            .all(|v| v.is_nan())
+    );
 }
 
 #[test]
 fn frozen_operands_form_no_gradient() {
-    let (x, w) = (Var::from_tensor(&random(&[3, 4], 0)).unwrap(), random(&[5, 4], 1));
-    let grads = ops::linear(&x, &w, None).unwrap().sum_all().unwrap().backward().unwrap();
+    let (x, w) = (
+        Var::from_tensor(&random(&[3, 4], 0)).unwrap(),
+        random(&[5, 4], 1),
+    );
+    let grads = ops::linear(&x, &w, None)
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .backward()
+        .unwrap();
     assert!(grads.get(&w).is_none());
     assert!(grads.get(&x).is_some());
-    let (x, w) = (random(&[3, 4], 0), Var::from_tensor(&random(&[5, 4], 1)).unwrap());
-    let grads = ops::linear(&x, &w, None).unwrap().sum_all().unwrap().backward().unwrap();
+    let (x, w) = (
+        random(&[3, 4], 0),
+        Var::from_tensor(&random(&[5, 4], 1)).unwrap(),
+    );
+    let grads = ops::linear(&x, &w, None)
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .backward()
+        .unwrap();
     assert!(grads.get(&x).is_none());
     assert!(grads.get(&w).is_some());
 }
@@ -103,6 +153,9 @@ fn misfits_are_errors() {
         ops::layer_norm_modulate(&x, &random(&[2, 4], 1), 0, 1, 1e-6).unwrap_err(),
         ops::gated_residual(&x, &x, &random(&[1, 4], 1), 0).unwrap_err(),
     ] {
-        assert!(error.to_string().contains('['), "the message shows the shapes: {error}");
+        assert!(
+            error.to_string().contains('['),
+            "the message shows the shapes: {error}"
+        );
     }
 }

@@ -1,4 +1,5 @@
 //! Parity of every operation and its gradients with PyTorch (`ops.safetensors`).
+#![allow(clippy::unwrap_used)] // a test may panic
 
 use candle_core::{Tensor, Var};
 use tinyfusion_core::StateDict;
@@ -23,7 +24,12 @@ impl Case {
             .filter(|(k, _)| !k.starts_with("grad.") && k != "out" && k != "dout")
             .collect();
         let vars = dict.make_trainable(|_| true).unwrap();
-        Self { golden, op, vars, dict }
+        Self {
+            golden,
+            op,
+            vars,
+            dict,
+        }
     }
 
     fn get(&self, name: &str) -> Tensor {
@@ -34,9 +40,16 @@ impl Case {
     fn check(&self, out: &Tensor) {
         let key = |name: &str| format!("{}.{name}", self.op);
         self.golden.close(&key("out"), out);
-        let grads = (out * self.golden.tensor(&key("dout"))).unwrap().sum_all().unwrap().backward().unwrap();
+        let grads = (out * self.golden.tensor(&key("dout")))
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward()
+            .unwrap();
         for (name, var) in &self.vars {
-            let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let grad = grads
+                .get(var)
+                .unwrap_or_else(|| panic!("{name} has no gradient"));
             self.golden.close(&key(&format!("grad.{name}")), grad);
         }
     }
@@ -57,7 +70,12 @@ fn golden_layer_norm_modulate() {
 fn golden_mlp() {
     let c = Case::new("b");
     let (width, hidden) = (c.golden.size("D"), c.golden.size("hidden"));
-    c.check(&layers::Mlp::load(&Scope::new(&c.dict, 1.0), width, hidden).unwrap().forward(&c.get("x")).unwrap());
+    c.check(
+        &layers::Mlp::load(&Scope::new(&c.dict, 1.0), width, hidden)
+            .unwrap()
+            .forward(&c.get("x"))
+            .unwrap(),
+    );
 }
 
 #[test]
@@ -97,16 +115,24 @@ fn golden_gelu_tanh() {
 #[test]
 fn golden_lora_linear() {
     let c = Case::new("h");
-    let spec = layers::LoraSpec { rank: c.golden.size("lora_rank"), alpha: c.golden.number("lora_alpha") };
+    let spec = layers::LoraSpec {
+        rank: c.golden.size("lora_rank"),
+        alpha: c.golden.number("lora_alpha"),
+    };
     let (o, i) = c.get("weight").dims2().unwrap();
     let linear = layers::Linear::load(&Scope::new(&c.dict, spec.scale()), i, o).unwrap();
     c.check(&linear.forward(&c.get("x")).unwrap());
     // Merged, the same function.
-    let named: StateDict = c.dict.iter().map(|(n, t)| (format!("layer.{n}"), t.clone())).collect();
+    let named: StateDict = c
+        .dict
+        .iter()
+        .map(|(n, t)| (format!("layer.{n}"), t.clone()))
+        .collect();
     let merged = spec.merge(&named).unwrap();
     assert!(merged.names().all(|n| !n.contains("lora")));
     let merged = layers::Linear::load(&Scope::new(&merged, 0.0).at("layer"), i, o).unwrap();
-    c.golden.close("h.out", &merged.forward(&c.get("x")).unwrap());
+    c.golden
+        .close("h.out", &merged.forward(&c.get("x")).unwrap());
 }
 
 #[test]

@@ -8,8 +8,10 @@ use serde_json::Value;
 
 /// The folder of golden files.
 pub fn folder() -> PathBuf {
-    std::env::var_os("TINYFUSION_GOLDEN")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/golden")), PathBuf::from)
+    std::env::var_os("TINYFUSION_GOLDEN").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/golden")),
+        PathBuf::from,
+    )
 }
 
 /// One golden file.
@@ -33,17 +35,28 @@ impl Golden {
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes)
             .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let metadata: BTreeMap<String, String> =
-            header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let metadata: BTreeMap<String, String> = header
+            .metadata()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect();
         let json = |key: &str| {
             metadata.get(key).map_or(Value::Null, |text| {
-                serde_json::from_str(text).unwrap_or_else(|e| panic!("{}: {key}: {e}", path.display()))
+                serde_json::from_str(text)
+                    .unwrap_or_else(|e| panic!("{}: {key}: {e}", path.display()))
             })
         };
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
             .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let (config, noise) = (json("config"), json("f32_vs_f64"));
-        Self { name: name.to_string(), tensors, config, metadata, noise }
+        Self {
+            name: name.to_string(),
+            tensors,
+            config,
+            metadata,
+            noise,
+        }
     }
 
     /// The tensor called `key` as stored.
@@ -51,7 +64,8 @@ impl Golden {
     /// # Panics
     /// When there is none.
     pub fn tensor(&self, key: &str) -> Tensor {
-        self.get(key).unwrap_or_else(|| panic!("{} has no tensor `{key}`", self.name))
+        self.get(key)
+            .unwrap_or_else(|| panic!("{} has no tensor `{key}`", self.name))
     }
 
     /// The tensor called `key`, if the file has it.
@@ -61,14 +75,22 @@ impl Golden {
 
     /// Names of all tensors that start with `prefix`, in order.
     pub fn names(&self, prefix: &str) -> Vec<String> {
-        let mut names: Vec<String> = self.tensors.keys().filter(|k| k.starts_with(prefix)).cloned().collect();
+        let mut names: Vec<String> = self
+            .tensors
+            .keys()
+            .filter(|k| k.starts_with(prefix))
+            .cloned()
+            .collect();
         names.sort();
         names
     }
 
     /// The tensors whose names start with `prefix`, that prefix removed.
     pub fn strip(&self, prefix: &str) -> Vec<(String, Tensor)> {
-        self.names(prefix).into_iter().map(|n| (n[prefix.len()..].to_string(), self.tensor(&n))).collect()
+        self.names(prefix)
+            .into_iter()
+            .map(|n| (n[prefix.len()..].to_string(), self.tensor(&n)))
+            .collect()
     }
 
     /// Integer tensor as u32, for indices.
@@ -76,8 +98,14 @@ impl Golden {
     /// # Panics
     /// When there is none.
     pub fn ids(&self, key: &str) -> Vec<u32> {
-        let flat = self.tensor(key).to_dtype(DType::I64).and_then(|t| t.flatten_all()?.to_vec1::<i64>());
-        flat.unwrap_or_else(|e| panic!("`{key}`: {e}")).into_iter().map(|v| v as u32).collect()
+        let flat = self
+            .tensor(key)
+            .to_dtype(DType::I64)
+            .and_then(|t| t.flatten_all()?.to_vec1::<i64>());
+        flat.unwrap_or_else(|e| panic!("`{key}`: {e}"))
+            .into_iter()
+            .map(|v| v as u32)
+            .collect()
     }
 
     /// A config number.
@@ -99,8 +127,15 @@ impl Golden {
 
     /// 1e-5 of the largest recorded value plus 20 times the recorded f32 noise.
     pub fn tolerance(&self, key: &str) -> f64 {
-        let largest = flat(&self.tensor(key)).iter().fold(0f64, |m, v| m.max(v.abs()));
-        let noise = self.noise.get(key).and_then(|n| n.get(0)).and_then(Value::as_f64).unwrap_or(0.0);
+        let largest = flat(&self.tensor(key))
+            .iter()
+            .fold(0f64, |m, v| m.max(v.abs()));
+        let noise = self
+            .noise
+            .get(key)
+            .and_then(|n| n.get(0))
+            .and_then(Value::as_f64)
+            .unwrap_or(0.0);
         1e-5 * largest + 20.0 * noise
     }
 
@@ -118,12 +153,26 @@ impl Golden {
     /// When the tensors differ by more.
     pub fn close_within(&self, key: &str, got: &Tensor, tolerance: f64) {
         let want = self.tensor(key);
-        assert_eq!(got.elem_count(), want.elem_count(), "{key}: shape {:?}, recorded {:?}", got.dims(), want.dims());
-        let (g, w) = (flat(got), flat(&want));
-        let (at, worst) = g.iter().zip(&w).map(|(a, b)| (a - b).abs()).enumerate().fold(
-            (0, 0f64),
-            |worst, (i, d)| if d > worst.1 || d.is_nan() { (i, d) } else { worst },
+        assert_eq!(
+            got.elem_count(),
+            want.elem_count(),
+            "{key}: shape {:?}, recorded {:?}",
+            got.dims(),
+            want.dims()
         );
+        let (g, w) = (flat(got), flat(&want));
+        let (at, worst) = g
+            .iter()
+            .zip(&w)
+            .map(|(a, b)| (a - b).abs())
+            .enumerate()
+            .fold((0, 0f64), |worst, (i, d)| {
+                if d > worst.1 || d.is_nan() {
+                    (i, d)
+                } else {
+                    worst
+                }
+            });
         assert!(
             worst <= tolerance,
             "{}: {key}[{at}]: {} instead of {} (off by {worst:.3e}, allowed {tolerance:.3e})",
@@ -139,7 +188,9 @@ impl Golden {
 /// # Panics
 /// When the tensor cannot be read.
 pub fn flat(t: &Tensor) -> Vec<f64> {
-    t.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).expect("a readable tensor")
+    t.to_dtype(DType::F64)
+        .and_then(|t| t.flatten_all()?.to_vec1())
+        .expect("a readable tensor")
 }
 
 /// The largest absolute difference of two tensors of one size.
@@ -148,5 +199,9 @@ pub fn flat(t: &Tensor) -> Vec<f64> {
 /// When the sizes differ.
 pub fn max_diff(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.elem_count(), b.elem_count());
-    flat(a).iter().zip(flat(b)).map(|(x, y)| (x - y).abs()).fold(0.0, |m, d| if d.is_nan() { d } else { m.max(d) })
+    flat(a)
+        .iter()
+        .zip(flat(b))
+        .map(|(x, y)| (x - y).abs())
+        .fold(0.0, |m, d| if d.is_nan() { d } else { m.max(d) })
 }

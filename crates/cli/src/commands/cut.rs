@@ -47,7 +47,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (None, Some(kept)) => Selection::from_indices(depth, kept.clone())?,
         (None, None) => unreachable!("clap requires one of the two"),
     };
-    if let Some(made_for) = selection.source_sha256.as_ref().filter(|s| **s != model.sha256) {
+    if let Some(made_for) = selection
+        .source_sha256
+        .as_ref()
+        .filter(|s| **s != model.sha256)
+    {
         tracing::warn!(%made_for, found = %model.sha256, "the selection was made for other weights");
     }
     let weights = keep_blocks(&model.weights, "blocks", &selection.kept)?;
@@ -57,10 +61,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     provenance.parent_sha256 = Some(model.sha256.clone());
     provenance.kept = Some(selection.kept.clone());
     provenance.criterion = Some(selection.criterion.clone());
-    provenance.pattern = Some(selection.groups.iter().map(|g| format!("{}:{}", g.n, g.m)).collect::<Vec<_>>().join(","));
-    let dtype = if args.f16 { DTypePolicy::F16 } else { DTypePolicy::F32 };
-    save_dit(&args.out, &config, &model.diffusion, &weights, &provenance, dtype)?;
+    provenance.pattern = Some(
+        selection
+            .groups
+            .iter()
+            .map(|g| format!("{}:{}", g.n, g.m))
+            .collect::<Vec<_>>()
+            .join(","),
+    );
+    let dtype = if args.f16 {
+        DTypePolicy::F16
+    } else {
+        DTypePolicy::F32
+    };
+    save_dit(
+        &args.out,
+        &config,
+        &model.diffusion,
+        &weights,
+        &provenance,
+        dtype,
+    )?;
     resources.write(&args.out, None)?;
-    println!("{}: {} blocks, {} parameters", args.out.display(), config.depth, config.parameters());
+    println!(
+        "{}: {} blocks, {} parameters",
+        args.out.display(),
+        config.depth,
+        config.parameters()
+    );
     Ok(())
 }

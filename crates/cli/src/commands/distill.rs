@@ -96,17 +96,32 @@ impl Options {
                     ..d
                 })
             }
-            None if self.features.is_some() || self.alpha_kd.is_some() || self.beta.is_some() || self.sigma.is_some() => {
-                return Err(Error::usage("features, alpha-kd, beta and sigma need --teacher").into());
+            None if self.features.is_some()
+                || self.alpha_kd.is_some()
+                || self.beta.is_some()
+                || self.sigma.is_some() =>
+            {
+                return Err(
+                    Error::usage("features, alpha-kd, beta and sigma need --teacher").into(),
+                );
             }
             None => None,
         };
         // Budgets for a small model on a CPU; the paper's are DistillConfig's own defaults.
-        let defaults = FitConfig { steps: 600, batch_size: 64, ema: 0.99, ..FitConfig::default() };
+        let defaults = FitConfig {
+            steps: 600,
+            batch_size: 64,
+            ema: 0.99,
+            ..FitConfig::default()
+        };
         Ok(DistillConfig {
             seed: self.fit.seed(),
-            lr: self.fit.lr(LrSchedule { peak: 5e-4, last: 5e-5, warmup: 0 }),
-            fit: self.fit.fit(defaults),
+            lr: self.fit.lr(LrSchedule {
+                peak: 5e-4,
+                last: 5e-5,
+                warmup: 0,
+            }),
+            fit: self.fit.fit(&defaults),
             knowledge,
         })
     }
@@ -131,19 +146,34 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let teacher = options.teacher.as_deref().map(DiTModel::load).transpose()?;
     if let Some(teacher) = teacher.as_ref().filter(|t| t.diffusion != model.diffusion) {
         let paths = (model.path.display(), teacher.path.display());
-        return Err(Error::usage(format!("{} and {} were trained under different diffusions", paths.0, paths.1)).into());
+        return Err(Error::usage(format!(
+            "{} and {} were trained under different diffusions",
+            paths.0, paths.1
+        ))
+        .into());
     }
     let teacher_net = teacher.as_ref().map(DiTModel::network).transpose()?;
-    let wants_features = config.knowledge.as_ref().is_some_and(|k| k.features != FeatureLoss::None);
+    let wants_features = config
+        .knowledge
+        .as_ref()
+        .is_some_and(|k| k.features != FeatureLoss::None);
     let layers = match (&teacher, &options.selection) {
-        (Some(teacher), Some(path)) => Some(LayerMap::group_ends(&read_selection(path, teacher.config.depth)?)?),
+        (Some(teacher), Some(path)) => Some(LayerMap::group_ends(&read_selection(
+            path,
+            teacher.config.depth,
+        )?)?),
         (Some(_), None) if wants_features => {
-            return Err(Error::usage("matching hidden states needs --selection; or pass --features none").into());
+            return Err(Error::usage(
+                "matching hidden states needs --selection; or pass --features none",
+            )
+            .into());
         }
         _ => None,
     };
     let knowledge = teacher_net.as_ref().map(|net| Teacher { net, layers });
-    let batches = options.data.batches(&model, Split::Train, config.seed, config.fit.batch_size)?;
+    let batches = options
+        .data
+        .batches(&model, Split::Train, config.seed, config.fit.batch_size)?;
     let settings = Settings {
         student_sha256: &model.sha256,
         teacher_sha256: teacher.as_ref().map(|t| t.sha256.as_str()),
@@ -157,13 +187,31 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         is_fixed: &DiTConfig::is_fixed,
     };
     let progress = Progress::new("distill", config.fit.steps);
-    let context = Run { dir: &dir, stop, progress: &progress };
-    let outcome = distill(&config, &student, knowledge.as_ref(), &objective(&model)?, batches, context)?;
+    let context = Run {
+        dir: &dir,
+        stop,
+        progress: &progress,
+    };
+    let outcome = distill(
+        &config,
+        &student,
+        knowledge.as_ref(),
+        &objective(&model)?,
+        batches,
+        context,
+    )?;
     let mut provenance = Provenance::of_command(super::command_line());
     provenance.parent_sha256 = Some(model.sha256.clone());
     provenance.steps = Some(config.fit.steps);
     let place = args.out.join("model");
-    save_dit(&place, &model.config, &model.diffusion, &outcome.averages, &provenance, DTypePolicy::F32)?;
+    save_dit(
+        &place,
+        &model.config,
+        &model.diffusion,
+        &outcome.averages,
+        &provenance,
+        DTypePolicy::F32,
+    )?;
     resources.write(&args.out, Some(outcome.seconds))?;
     println!("{}", place.display());
     Ok(())

@@ -44,15 +44,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let samples = judge.features(&images)?;
     let logits = judge.net.logits(&samples)?; // (N, K)
     let accuracy = labels.map(|y| accuracy(&logits, &y)).transpose()?;
-    let [a, b, c] = [&reference, &samples, &logits].map(|t| t.flatten_all().and_then(|t| t.to_vec1::<f32>()));
+    let [a, b, c] =
+        [&reference, &samples, &logits].map(|t| t.flatten_all().and_then(|t| t.to_vec1::<f32>()));
     let (a, b, c) = (a?, b?, c?);
-    let matrix = |values| FeatureMatrix::new(values, samples.dim(0)?, samples.dim(1)?).map_err(anyhow::Error::from);
+    let matrix = |values| {
+        FeatureMatrix::new(values, samples.dim(0)?, samples.dim(1)?).map_err(anyhow::Error::from)
+    };
     let metrics = fid::evaluate(
         FeatureMatrix::new(&a, reference.dim(0)?, reference.dim(1)?)?,
         matrix(&b)?,
         Some(FeatureMatrix::new(&c, logits.dim(0)?, logits.dim(1)?)?),
         // Samples come sorted by neither class nor quality; one split uses them all.
-        &fid::Config { inception_score: Some(Splits::ADM), ..fid::Config::default() },
+        &fid::Config {
+            inception_score: Some(Splits::ADM),
+            ..fid::Config::default()
+        },
     )?;
     let report = json!({
         "fid": metrics.fid,
@@ -86,7 +92,9 @@ impl Judge {
         let Some(count) = text.strip_prefix("shapes:") else {
             return Ok(self.read_npz(Path::new(text))?.0);
         };
-        let count: u64 = count.parse().map_err(|_| Error::usage(format!("`{text}`: expected shapes:N with a number N")))?;
+        let count: u64 = count
+            .parse()
+            .map_err(|_| Error::usage(format!("`{text}`: expected shapes:N with a number N")))?;
         let source = Shapes::new(ShapesConfig::default(), SHAPES_SEED, Split::HeldOut)?;
         let x = source.batch(&(0..count).collect::<Vec<_>>())?.x;
         // Through 8 bits, as the samples went.
@@ -95,20 +103,33 @@ impl Judge {
 
     fn read_npz(&self, path: &Path) -> Result<(Tensor, Option<Tensor>)> {
         let fail = |message: String| anyhow::Error::from(Error::file(path, message));
-        let arrays = Tensor::read_npz(path).map_err(|e| fail(format!("not a readable .npz: {e}")))?;
-        let find = |name: &str| arrays.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
+        let arrays =
+            Tensor::read_npz(path).map_err(|e| fail(format!("not a readable .npz: {e}")))?;
+        let find = |name: &str| {
+            arrays
+                .iter()
+                .find(|(n, _)| n == name)
+                .map(|(_, t)| t.clone())
+        };
         let images = find("arr_0").ok_or_else(|| fail("has no array `arr_0`".into()))?;
         let side = self.config.input_size;
         match images.dims() {
             [n, h, w, 3] if *n > 0 && *h == side && *w == side && images.dtype() == DType::U8 => {}
             dims => {
                 let dtype = images.dtype();
-                return Err(fail(format!("arr_0 is {dtype:?} {dims:?}, expected uint8 (N, {side}, {side}, 3)")));
+                return Err(fail(format!(
+                    "arr_0 is {dtype:?} {dims:?}, expected uint8 (N, {side}, {side}, 3)"
+                )));
             }
         }
         let labels = match find("arr_1") {
             Some(y) if y.dims() == [images.dim(0)?] => Some(y),
-            Some(y) => return Err(fail(format!("arr_1 is {:?}, expected one label per image", y.dims()))),
+            Some(y) => {
+                return Err(fail(format!(
+                    "arr_1 is {:?}, expected one label per image",
+                    y.dims()
+                )));
+            }
             None => None,
         };
         let images = from_uint8(&images.permute((0, 3, 1, 2))?.contiguous()?)?; // (N, 3, H, W)
@@ -123,7 +144,10 @@ impl Judge {
             .step_by(BATCH)
             .collect::<Vec<_>>()
             .par_iter()
-            .map(|&start| self.net.features(&images.narrow(0, start, BATCH.min(n - start))?))
+            .map(|&start| {
+                self.net
+                    .features(&images.narrow(0, start, BATCH.min(n - start))?)
+            })
             .collect::<tinyfusion::core::Result<_>>()?;
         Ok(Tensor::cat(&parts, 0)?)
     }

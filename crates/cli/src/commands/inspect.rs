@@ -25,12 +25,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     println!("path        {}", found.path.display());
-    println!("size        {:.2} MB, {} tensors, {} parameters", found.bytes as f64 / 1e6, found.tensors.len(), found.parameters);
+    println!(
+        "size        {:.2} MB, {} tensors, {} parameters",
+        found.bytes as f64 / 1e6,
+        found.tensors.len(),
+        found.parameters
+    );
     for (prefix, depth) in &found.blocks {
         println!("depth       {depth} (`{prefix}`)");
     }
     if let Some(config) = &found.config {
-        let architecture = config.get("architecture").and_then(|a| a.as_str()).unwrap_or("not named");
+        let architecture = config
+            .get("architecture")
+            .and_then(|a| a.as_str())
+            .unwrap_or("not named");
         println!("model       {architecture}");
         for section in ["model", "diffusion"] {
             if let Some(value) = config.get(section) {

@@ -90,19 +90,37 @@ struct Options {
 impl Options {
     fn learn_config(&self) -> Result<LearnConfig> {
         // Budgets for a small model on a CPU; the paper's are LearnConfig's own defaults.
-        let defaults = FitConfig { steps: 300, batch_size: 64, ema: 0.98, ..LearnConfig::default().fit };
-        let d = LearnConfig { lr: 5e-4, mask_lr: 5e-3, fit: defaults, ..LearnConfig::default() };
+        let defaults = FitConfig {
+            steps: 300,
+            batch_size: 64,
+            ema: 0.98,
+            ..LearnConfig::default().fit
+        };
+        let d = LearnConfig {
+            lr: 5e-4,
+            mask_lr: 5e-3,
+            fit: defaults,
+            ..LearnConfig::default()
+        };
         let layers = match self.lora_layers.unwrap_or(Layers::All) {
             Layers::All => LoraLayers::All,
             Layers::Attention => LoraLayers::Attention,
             Layers::Mlp => LoraLayers::Mlp,
         };
         let delta = match self.delta.unwrap_or(Delta::Lora) {
-            Delta::Lora => {
-                DeltaW::Lora { rank: self.lora_rank.unwrap_or(8), alpha: self.lora_alpha.unwrap_or(16.0), layers }
-            }
-            _ if self.lora_rank.is_some() || self.lora_alpha.is_some() || self.lora_layers.is_some() => {
-                return Err(Error::usage("lora-rank, lora-alpha and lora-layers need --delta lora").into());
+            Delta::Lora => DeltaW::Lora {
+                rank: self.lora_rank.unwrap_or(8),
+                alpha: self.lora_alpha.unwrap_or(16.0),
+                layers,
+            },
+            _ if self.lora_rank.is_some()
+                || self.lora_alpha.is_some()
+                || self.lora_layers.is_some() =>
+            {
+                return Err(Error::usage(
+                    "lora-rank, lora-alpha and lora-layers need --delta lora",
+                )
+                .into());
             }
             Delta::Full => DeltaW::Full,
             Delta::Frozen => DeltaW::Frozen,
@@ -112,10 +130,13 @@ impl Options {
             delta,
             lr: self.fit.lr.unwrap_or(d.lr),
             mask_lr: self.mask_lr.unwrap_or(d.mask_lr),
-            tau: Linear { from: self.tau_from.unwrap_or(d.tau.from), to: self.tau_to.unwrap_or(d.tau.to) },
+            tau: Linear {
+                from: self.tau_from.unwrap_or(d.tau.from),
+                to: self.tau_to.unwrap_or(d.tau.to),
+            },
             scale: self.scale.map_or(d.scale, Linear::constant),
             seed: self.fit.seed(),
-            fit: self.fit.fit(d.fit),
+            fit: self.fit.fit(&d.fit),
             ..LearnConfig::default()
         })
     }
@@ -136,8 +157,14 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let config = options.learn_config()?;
     config.validate()?;
     let model = DiTModel::load(&args.model)?;
-    let batches = options.data.batches(&model, Split::Train, config.seed, config.fit.batch_size)?;
-    let settings = Settings { model_sha256: &model.sha256, data: options.data.name(), learn: &config };
+    let batches = options
+        .data
+        .batches(&model, Split::Train, config.seed, config.fit.batch_size)?;
+    let settings = Settings {
+        model_sha256: &model.sha256,
+        data: options.data.name(),
+        learn: &config,
+    };
     let teacher = Teacher {
         weights: &model.weights,
         is_fixed: &DiTConfig::is_fixed,
@@ -145,12 +172,19 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     };
     let dir = RunDir::open(&args.out, &settings)?;
     let progress = Progress::new("learn", config.fit.steps);
-    let context = RunContext { dir: &dir, stop, progress: &progress };
+    let context = RunContext {
+        dir: &dir,
+        stop,
+        progress: &progress,
+    };
     let mut learned = learn(&config, &teacher, &objective(&model)?, batches, context)?;
     learned.selection.source_sha256 = Some(model.sha256.clone());
     write_selection(&args.out, &learned.selection)?;
     if learned.skipped > 0 {
-        tracing::warn!(skipped = learned.skipped, "steps were skipped because something was not finite");
+        tracing::warn!(
+            skipped = learned.skipped,
+            "steps were skipped because something was not finite"
+        );
     }
     resources.write(&args.out, Some(learned.seconds))
 }

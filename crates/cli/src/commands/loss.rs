@@ -52,7 +52,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let batches = (0..count)
         .step_by(BATCH)
         .map(|start| source.batch(&(start..(start + BATCH as u64).min(count)).collect::<Vec<_>>()));
-    let estimate = held_out_loss(&model.network()?, &plan, &held_out_objective(&model)?, batches, args.seed)?;
+    let estimate = held_out_loss(
+        &model.network()?,
+        &plan,
+        &held_out_objective(&model)?,
+        batches,
+        args.seed,
+    )?;
     let text = serde_json::to_string_pretty(&estimate)?;
     if let Some(path) = &args.json {
         write_atomic(path, |f| f.write_all(format!("{text}\n").as_bytes()))?;

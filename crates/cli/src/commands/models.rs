@@ -21,7 +21,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("{:#}", json!(all));
         return Ok(());
     }
-    println!("{:<10} {:>5} {:>6} {:>6} {:>6} {:>12}", "name", "depth", "width", "heads", "patch", "parameters");
+    println!(
+        "{:<10} {:>5} {:>6} {:>6} {:>6} {:>12}",
+        "name", "depth", "width", "heads", "patch", "parameters"
+    );
     for p in presets() {
         let c = &p.config;
         println!(

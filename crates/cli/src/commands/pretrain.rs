@@ -83,8 +83,15 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let job = Job {
         args,
         seed: options.fit.seed(),
-        lr: options.fit.lr(LrSchedule { peak: 1e-3, last: 5e-5, warmup: 100 }),
-        fit: options.fit.fit(FitConfig { steps: 20_000, ..FitConfig::default() }),
+        lr: options.fit.lr(LrSchedule {
+            peak: 1e-3,
+            last: 5e-5,
+            warmup: 100,
+        }),
+        fit: options.fit.fit(&FitConfig {
+            steps: 20_000,
+            ..FitConfig::default()
+        }),
         options,
         stop,
     };
@@ -108,7 +115,13 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn dir<M: Serialize>(&self, what: What, model: &M) -> Result<RunDir> {
-        let settings = Settings { what, seed: self.seed, lr: self.lr, fit: &self.fit, model };
+        let settings = Settings {
+            what,
+            seed: self.seed,
+            lr: self.lr,
+            fit: &self.fit,
+            model,
+        };
         Ok(RunDir::open(&self.args.out, &settings)?)
     }
 
@@ -121,7 +134,14 @@ impl Job<'_> {
     /// Where the model goes: always into the run's folder, and exported in 16 bits when asked.
     fn places(&self) -> Vec<(PathBuf, DTypePolicy)> {
         let own = (self.args.out.join("model"), DTypePolicy::F32);
-        std::iter::once(own).chain(self.args.export.iter().map(|e| (e.clone(), DTypePolicy::F16))).collect()
+        std::iter::once(own)
+            .chain(
+                self.args
+                    .export
+                    .iter()
+                    .map(|e| (e.clone(), DTypePolicy::F16)),
+            )
+            .collect()
     }
 
     fn dit(&self) -> Result<Outcome> {
@@ -158,7 +178,12 @@ impl Job<'_> {
             is_fixed: &DiTConfig::is_fixed,
         };
         // Training from nothing is plain fine-tuning of fresh weights.
-        let settings = DistillConfig { seed: self.seed, lr: self.lr, fit: self.fit.clone(), knowledge: None };
+        let settings = DistillConfig {
+            seed: self.seed,
+            lr: self.lr,
+            fit: self.fit.clone(),
+            knowledge: None,
+        };
         let progress = Progress::new("pretrain", self.fit.steps);
         let data = DataOptions::shapes();
         let outcome = distill(
@@ -167,10 +192,21 @@ impl Job<'_> {
             None,
             &objective(&model)?,
             data.batches(&model, Split::Train, self.seed, self.fit.batch_size)?,
-            Run { dir: &dir, stop: self.stop, progress: &progress },
+            Run {
+                dir: &dir,
+                stop: self.stop,
+                progress: &progress,
+            },
         )?;
         for (place, dtype) in self.places() {
-            save_dit(&place, &model.config, &model.diffusion, &outcome.averages, &self.provenance(), dtype)?;
+            save_dit(
+                &place,
+                &model.config,
+                &model.diffusion,
+                &outcome.averages,
+                &self.provenance(),
+                dtype,
+            )?;
         }
         Ok(outcome)
     }
@@ -190,7 +226,9 @@ impl Job<'_> {
         let outcome = classifier::train(&config, self.seed, self.lr, &self.fit, &dir, self.stop)?;
         let accuracy = classifier::held_out_accuracy(&config, &outcome.averages)?;
         let mut provenance = self.provenance();
-        provenance.notes.insert("held-out accuracy".into(), format!("{accuracy:.4}"));
+        provenance
+            .notes
+            .insert("held-out accuracy".into(), format!("{accuracy:.4}"));
         for (place, dtype) in self.places() {
             save_classifier(&place, &config, &outcome.averages, &provenance, dtype)?;
         }

@@ -9,7 +9,9 @@ use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::core::{Error, LatentQuery, Plan, StepRng, run as run_plan, stream};
 use tinyfusion::data::{grid, to_uint8};
 use tinyfusion::diffusion::samplers::{DdpmConfig, DpmSolverConfig, ddim, ddpm, dpm_solver_pp_2m};
-use tinyfusion::diffusion::{Clip, DdimConfig, DiffusionConfig, GaussianDiffusion, Guidance, GuidedChannels, Respacing};
+use tinyfusion::diffusion::{
+    Clip, DdimConfig, DiffusionConfig, GaussianDiffusion, Guidance, GuidedChannels, Respacing,
+};
 use tinyfusion::models::{DiT, DiTConfig};
 use tinyfusion::train::{Progress, Stop};
 
@@ -77,7 +79,9 @@ enum Channels {
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     if args.count == 0 || args.steps == 0 || args.batch_size == 0 || args.grid_columns == 0 {
-        return Err(Error::usage("count, steps, batch-size and grid-columns must be at least 1").into());
+        return Err(
+            Error::usage("count, steps, batch-size and grid-columns must be at least 1").into(),
+        );
     }
     let resources = Resources::start();
     let model = DiTModel::load(&args.model)?;
@@ -86,13 +90,19 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         Sampler::Ddim => format!("ddim{}", args.steps),
     }
     .parse()?;
-    let process = DiffusionConfig { respacing, ..model.diffusion.clone() };
+    let process = DiffusionConfig {
+        respacing,
+        ..model.diffusion.clone()
+    };
     let job = Job {
         args,
         net: model.network()?,
         config: &model.config,
         process: GaussianDiffusion::new(process)?,
-        progress: Progress::new("sample", (args.count.div_ceil(args.batch_size) * args.steps) as u64),
+        progress: Progress::new(
+            "sample",
+            (args.count.div_ceil(args.batch_size) * args.steps) as u64,
+        ),
         done: std::sync::atomic::AtomicU64::new(0),
         stop,
     };
@@ -129,16 +139,24 @@ impl Job<'_> {
     fn draw(&self, start: usize, end: usize) -> tinyfusion::core::Result<Tensor> {
         let (c, dev, args) = (self.config, &Device::Cpu, self.args);
         let shape = (1, c.in_channels, c.input_size, c.input_size);
-        let mut rngs: Vec<StepRng> =
-            (start..end).map(|i| StepRng::new(args.seed, i as u64, stream::SAMPLE)).collect();
+        let mut rngs: Vec<StepRng> = (start..end)
+            .map(|i| StepRng::new(args.seed, i as u64, stream::SAMPLE))
+            .collect();
         let mut noise = |_: usize| -> tinyfusion::core::Result<Tensor> {
-            let each = rngs.iter_mut().map(|r| r.normal(shape, dev)).collect::<tinyfusion::core::Result<Vec<_>>>()?;
+            let each = rngs
+                .iter_mut()
+                .map(|r| r.normal(shape, dev))
+                .collect::<tinyfusion::core::Result<Vec<_>>>()?;
             Ok(Tensor::cat(&each, 0)?) // (B, C, H, W)
         };
         let classes: Vec<u32> = (start..end).map(|i| self.class(i)).collect();
         let plan = Plan::full(c.depth);
         let ask = |x: &Tensor, t: &Tensor, y: &[u32]| -> tinyfusion::core::Result<Tensor> {
-            let query = LatentQuery { x: x.clone(), t: t.clone(), y: Tensor::new(y, dev)? };
+            let query = LatentQuery {
+                x: x.clone(),
+                t: t.clone(),
+                y: Tensor::new(y, dev)?,
+            };
             Ok(run_plan(&self.net, &query, &plan)?.output)
         };
         let guidance = Guidance {
@@ -151,19 +169,50 @@ impl Job<'_> {
         let mut doubled = classes.clone();
         doubled.resize(2 * classes.len(), c.num_classes as u32);
         let denoise = |x: &Tensor, t: &Tensor| {
-            if args.cfg == 1.0 { ask(x, t, &classes) } else { guidance.guide(x, t, |x, t| ask(x, t, &doubled)) }
+            if args.cfg == 1.0 {
+                ask(x, t, &classes)
+            } else {
+                guidance.guide(x, t, |x, t| ask(x, t, &doubled))
+            }
         };
         let on_step = |_: &tinyfusion::diffusion::samplers::Step<'_>| {
             let done = self.done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
             self.progress.set(done, String::new());
-            if self.stop.requested() { Err(Error::run("interrupted: nothing was written")) } else { Ok(()) }
+            if self.stop.requested() {
+                Err(Error::run("interrupted: nothing was written"))
+            } else {
+                Ok(())
+            }
         };
         let clip = if args.clip { Clip::Unit } else { Clip::Off };
         let z = noise(0)?;
         let x = match args.sampler {
-            Sampler::Ddpm => ddpm(&self.process, DdpmConfig { clip }, &z, denoise, noise, on_step)?,
-            Sampler::Ddim => ddim(&self.process, DdimConfig { eta: args.eta, clip }, &z, denoise, noise, on_step)?,
-            Sampler::Dpm => dpm_solver_pp_2m(&self.process, DpmSolverConfig { clip }, &z, denoise, on_step)?,
+            Sampler::Ddpm => ddpm(
+                &self.process,
+                DdpmConfig { clip },
+                &z,
+                denoise,
+                noise,
+                on_step,
+            )?,
+            Sampler::Ddim => ddim(
+                &self.process,
+                DdimConfig {
+                    eta: args.eta,
+                    clip,
+                },
+                &z,
+                denoise,
+                noise,
+                on_step,
+            )?,
+            Sampler::Dpm => dpm_solver_pp_2m(
+                &self.process,
+                DpmSolverConfig { clip },
+                &z,
+                denoise,
+                on_step,
+            )?,
         };
         to_uint8(&x)
     }
@@ -175,13 +224,18 @@ fn write(args: &Args, job: &Job<'_>, images: &Tensor, seconds: f64) -> Result<()
     let labels: Vec<i64> = (0..args.count).map(|i| i64::from(job.class(i))).collect();
     let labels = Tensor::from_vec(labels, args.count, &Device::Cpu)?;
     let nhwc = images.permute((0, 2, 3, 1))?.contiguous()?; // (N, H, W, C)
-    write_npz(&out.join("samples.npz"), &[("arr_0", &nhwc), ("arr_1", &labels)])?;
+    write_npz(
+        &out.join("samples.npz"),
+        &[("arr_0", &nhwc), ("arr_1", &labels)],
+    )?;
     if job.config.in_channels == 3 {
         let shown = images.narrow(0, 0, args.count.min(args.grid_columns * 10))?;
         let picture = grid(&shown, args.grid_columns, 1)?;
         write_atomic(out.join("grid.png"), |f| {
             let mut bytes = std::io::Cursor::new(Vec::new());
-            picture.write_to(&mut bytes, image::ImageFormat::Png).map_err(std::io::Error::other)?;
+            picture
+                .write_to(&mut bytes, image::ImageFormat::Png)
+                .map_err(std::io::Error::other)?;
             f.write_all(bytes.get_ref())
         })?;
     }
@@ -194,8 +248,15 @@ fn write(args: &Args, job: &Job<'_>, images: &Tensor, seconds: f64) -> Result<()
         "cfg": args.cfg,
         "seed": args.seed,
     });
-    write_atomic(out.join("sample.json"), |f| f.write_all(format!("{report:#}\n").as_bytes()))?;
-    println!("{}: {} images, {:.1} a second", out.display(), args.count, args.count as f64 / seconds);
+    write_atomic(out.join("sample.json"), |f| {
+        f.write_all(format!("{report:#}\n").as_bytes())
+    })?;
+    println!(
+        "{}: {} images, {:.1} a second",
+        out.display(),
+        args.count,
+        args.count as f64 / seconds
+    );
     Ok(())
 }
 

@@ -64,7 +64,8 @@ pub(crate) fn write_selection(out: &Path, selection: &Selection) -> Result<()> {
 /// Reads a selection and checks that it is for a network of `depth` blocks.
 pub(crate) fn read_selection(path: &Path, depth: usize) -> Result<Selection> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-    let selection = Selection::from_json(&text).map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
+    let selection = Selection::from_json(&text)
+        .map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
     if selection.depth != depth {
         return Err(Error::usage(format!(
             "{}: made for {} blocks, the network has {depth}",

@@ -44,34 +44,43 @@ pub(crate) enum Act {
 /// y = act(x).
 pub(crate) fn act(kind: Act, x: &[f32]) -> Vec<f32> {
     let mut y = unwritten(x.len());
-    y.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(y, x)| {
-        simd(#[inline(always)] || match kind {
-            Act::GeluTanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_one(x)),
-            Act::Silu => y.iter_mut().zip(x).for_each(|(y, &x)| *y = silu_one(x)),
+    y.par_chunks_mut(GRAIN)
+        .zip(x.par_chunks(GRAIN))
+        .for_each(|(y, x)| {
+            simd(
+                #[inline(always)]
+                || match kind {
+                    Act::GeluTanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_one(x)),
+                    Act::Silu => y.iter_mut().zip(x).for_each(|(y, &x)| *y = silu_one(x)),
+                },
+            );
         });
-    });
     y
 }
 
 /// dx = dy·act′(x).
 pub(crate) fn act_backward(kind: Act, x: &[f32], dy: &[f32]) -> Vec<f32> {
     let mut dx = unwritten(x.len());
-    dx.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).zip(dy.par_chunks(GRAIN)).for_each(
-        |((dx, x), dy)| {
-            simd(#[inline(always)] || match kind {
-                Act::GeluTanh => {
-                    for i in 0..x.len() {
-                        dx[i] = dy[i] * gelu_slope(x[i]);
+    dx.par_chunks_mut(GRAIN)
+        .zip(x.par_chunks(GRAIN))
+        .zip(dy.par_chunks(GRAIN))
+        .for_each(|((dx, x), dy)| {
+            simd(
+                #[inline(always)]
+                || match kind {
+                    Act::GeluTanh => {
+                        for i in 0..x.len() {
+                            dx[i] = dy[i] * gelu_slope(x[i]);
+                        }
                     }
-                }
-                Act::Silu => {
-                    for i in 0..x.len() {
-                        dx[i] = dy[i] * silu_slope(x[i]);
+                    Act::Silu => {
+                        for i in 0..x.len() {
+                            dx[i] = dy[i] * silu_slope(x[i]);
+                        }
                     }
-                }
-            });
-        },
-    );
+                },
+            );
+        });
     dx
 }
 
@@ -88,32 +97,49 @@ pub(crate) fn broadcast_rows(bias: &[f32], rows: usize) -> Vec<f32> {
 /// Column sums of a (rows, cols) matrix.
 pub(crate) fn sum_rows(x: &[f32], cols: usize) -> Vec<f32> {
     let mut total = vec![0f32; cols];
-    simd(#[inline(always)] || {
-        for row in x.chunks_exact(cols) {
-            for (t, v) in total.iter_mut().zip(row) {
-                *t += v;
+    simd(
+        #[inline(always)]
+        || {
+            for row in x.chunks_exact(cols) {
+                for (t, v) in total.iter_mut().zip(row) {
+                    *t += v;
+                }
             }
-        }
-    });
+        },
+    );
     total
 }
 
 /// out[b, t, :] = x[b, t, :] + gate[b, :]·y[b, t, :].
 ///
 /// `gate` row b starts at `b·gate_stride`.
-pub(crate) fn gated_residual(x: &[f32], y: &[f32], gate: &[f32], gate_stride: usize, t: usize, d: usize) -> Vec<f32> {
+pub(crate) fn gated_residual(
+    x: &[f32],
+    y: &[f32],
+    gate: &[f32],
+    gate_stride: usize,
+    t: usize,
+    d: usize,
+) -> Vec<f32> {
     let mut out = unwritten(x.len());
     out.par_chunks_mut(t * d).enumerate().for_each(|(b, out)| {
         let at = b * t * d;
         let (x, y) = (&x[at..at + t * d], &y[at..at + t * d]);
         let g = &gate[b * gate_stride..b * gate_stride + d];
-        simd(#[inline(always)] || {
-            for ((out, x), y) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(y.chunks_exact(d)) {
-                for i in 0..d {
-                    out[i] = x[i] + g[i] * y[i];
+        simd(
+            #[inline(always)]
+            || {
+                for ((out, x), y) in out
+                    .chunks_exact_mut(d)
+                    .zip(x.chunks_exact(d))
+                    .zip(y.chunks_exact(d))
+                {
+                    for i in 0..d {
+                        out[i] = x[i] + g[i] * y[i];
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     out
 }
@@ -134,24 +160,29 @@ pub(crate) fn gated_residual_backward(
     let batch = dout.len() / (t * d);
     let mut dy = unwritten(y.len());
     let mut dgate = vec![0f32; batch * dgate_stride];
-    dy.par_chunks_mut(t * d).zip(dgate.par_chunks_mut(dgate_stride)).enumerate().for_each(
-        |(b, (dy, dgate))| {
+    dy.par_chunks_mut(t * d)
+        .zip(dgate.par_chunks_mut(dgate_stride))
+        .enumerate()
+        .for_each(|(b, (dy, dgate))| {
             let at = b * t * d;
             let (dout, y) = (&dout[at..at + t * d], &y[at..at + t * d]);
             let g = &gate[b * gate_stride..b * gate_stride + d];
             let dg = &mut dgate[dgate_at..dgate_at + d];
-            simd(#[inline(always)] || {
-                for ((dy, dout), y) in
-                    dy.chunks_exact_mut(d).zip(dout.chunks_exact(d)).zip(y.chunks_exact(d))
-                {
-                    for i in 0..d {
-                        dy[i] = g[i] * dout[i];
-                        dg[i] += dout[i] * y[i];
+            simd(
+                #[inline(always)]
+                || {
+                    for ((dy, dout), y) in dy
+                        .chunks_exact_mut(d)
+                        .zip(dout.chunks_exact(d))
+                        .zip(y.chunks_exact(d))
+                    {
+                        for i in 0..d {
+                            dy[i] = g[i] * dout[i];
+                            dg[i] += dout[i] * y[i];
+                        }
                     }
-                }
-            });
-        },
-    );
+                },
+            );
+        });
     (dy, dgate)
 }
-

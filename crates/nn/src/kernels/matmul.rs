@@ -13,12 +13,24 @@ pub(crate) struct Mat<'a> {
 impl<'a> Mat<'a> {
     /// A contiguous row-major matrix.
     pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        Self { data, rows, cols, row_stride: cols, col_stride: 1 }
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride: cols,
+            col_stride: 1,
+        }
     }
 
     /// Row-major rows that are `row_stride` values apart.
     pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        Self { data, rows, cols, row_stride, col_stride: 1 }
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride,
+            col_stride: 1,
+        }
     }
 
     /// The transposed view.
@@ -35,7 +47,8 @@ impl<'a> Mat<'a> {
     fn fits(&self) -> bool {
         self.rows == 0
             || self.cols == 0
-            || (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride < self.data.len()
+            || (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride
+                < self.data.len()
     }
 }
 
@@ -50,7 +63,14 @@ pub(crate) enum Into {
 
 /// dst (rows `dst_stride` apart) ← β·A·B, on the current rayon pool when the product is large.
 #[allow(unsafe_code)]
-pub(crate) fn matmul(dst: &mut [f32], dst_stride: usize, into: Into, beta: f32, a: Mat<'_>, b: Mat<'_>) {
+pub(crate) fn matmul(
+    dst: &mut [f32],
+    dst_stride: usize,
+    into: Into,
+    beta: f32,
+    a: Mat<'_>,
+    b: Mat<'_>,
+) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert!(b.rows == k, "inner sizes {k} and {}", b.rows);
     assert!(a.fits() && b.fits(), "a matrix reaches past its slice");
@@ -64,13 +84,19 @@ pub(crate) fn matmul(dst: &mut [f32], dst_stride: usize, into: Into, beta: f32, 
     if k == 0 {
         // An empty sum: gemm would leave the destination as it is.
         if into == Into::Overwrite {
-            dst.chunks_mut(dst_stride).take(m).for_each(|row| row[..n].fill(0.0));
+            dst.chunks_mut(dst_stride)
+                .take(m)
+                .for_each(|row| row[..n].fill(0.0));
         }
         return;
     }
     // About 0.1 ms of one core.
     let parallel = m * n * k > 4_000_000 && rayon::current_num_threads() > 1;
-    let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+    let parallelism = if parallel {
+        Parallelism::Rayon(0)
+    } else {
+        Parallelism::None
+    };
     // SAFETY: every element that gemm reads or writes lies inside its slice (asserted above); rows of
     // dst do not overlap (n <= dst_stride) and dst is borrowed mutably, so it aliases neither a nor b.
     unsafe {
@@ -109,7 +135,14 @@ mod tests {
         let b = [1.0, 2.0, 3.0, 4.0];
         let mut dst = vec![10.0; 9];
         let a_mid = Mat::strided(&a[1..], 3, 2, 4);
-        matmul(&mut dst, 3, Into::Accumulate, 2.0, a_mid, Mat::new(&b, 2, 2).t());
+        matmul(
+            &mut dst,
+            3,
+            Into::Accumulate,
+            2.0,
+            a_mid,
+            Mat::new(&b, 2, 2).t(),
+        );
         // Row 0 of A is (1, 2): products 1·1+2·2 = 5 and 1·3+2·4 = 11.
         assert_eq!(&dst[..3], &[20.0, 32.0, 10.0]);
         assert_eq!(&dst[6..], &[10.0 + 2.0 * 29.0, 10.0 + 2.0 * 67.0, 10.0]);

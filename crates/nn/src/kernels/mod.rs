@@ -69,7 +69,12 @@ pub(crate) fn sum(a: &[f32]) -> f32 {
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut acc = [0f32; LANES];
     let (ca, cb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let tail: f32 = ca.remainder().iter().zip(cb.remainder()).map(|(x, y)| x * y).sum();
+    let tail: f32 = ca
+        .remainder()
+        .iter()
+        .zip(cb.remainder())
+        .map(|(x, y)| x * y)
+        .sum();
     for (x, y) in ca.zip(cb) {
         for l in 0..LANES {
             acc[l] += x[l] * y[l];
@@ -120,9 +125,27 @@ mod tests {
     fn reductions_agree_with_f64() {
         let a: Vec<f32> = (0..77).map(|i| (i as f32 * 0.37).sin()).collect();
         let b: Vec<f32> = (0..77).map(|i| (i as f32 * 0.11).cos()).collect();
-        let want: f64 = a.iter().zip(&b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
-        assert!((f64::from(simd(#[inline(always)] || dot(&a, &b))) - want).abs() < 1e-5);
+        let want: f64 = a
+            .iter()
+            .zip(&b)
+            .map(|(x, y)| f64::from(*x) * f64::from(*y))
+            .sum();
+        assert!(
+            (f64::from(simd(
+                #[inline(always)]
+                || dot(&a, &b)
+            )) - want)
+                .abs()
+                < 1e-5
+        );
         let want: f64 = a.iter().map(|x| f64::from(*x)).sum();
-        assert!((f64::from(simd(#[inline(always)] || sum(&a))) - want).abs() < 1e-5);
+        assert!(
+            (f64::from(simd(
+                #[inline(always)]
+                || sum(&a)
+            )) - want)
+                .abs()
+                < 1e-5
+        );
     }
 }

@@ -25,7 +25,11 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     // Two passes: the difference of squares loses digits when |mean| is large against σ.
     let mut acc = [0f32; 16];
     let chunks = x.chunks_exact(16);
-    let tail: f32 = chunks.remainder().iter().map(|v| (v - mean) * (v - mean)).sum();
+    let tail: f32 = chunks
+        .remainder()
+        .iter()
+        .map(|v| (v - mean) * (v - mean))
+        .sum();
     for c in chunks {
         for l in 0..16 {
             acc[l] += (c[l] - mean) * (c[l] - mean);
@@ -38,18 +42,24 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 /// LayerNorm of every row of x (rows of `d`), scaled and shifted.
 pub(crate) fn layer_norm(x: &[f32], affine: &Affine<'_>, eps: f32, t: usize, d: usize) -> Vec<f32> {
     let mut y = unwritten(x.len());
-    y.par_chunks_mut(t * d).zip(x.par_chunks(t * d)).enumerate().for_each(|(b, (y, x))| {
-        let at = b * affine.stride;
-        let (scale, shift) = (&affine.scale[at..at + d], &affine.shift[at..at + d]);
-        simd(#[inline(always)] || {
-            for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                let (mean, rstd) = moments(x, eps);
-                for i in 0..d {
-                    y[i] = (x[i] - mean) * rstd * (affine.base + scale[i]) + shift[i];
-                }
-            }
+    y.par_chunks_mut(t * d)
+        .zip(x.par_chunks(t * d))
+        .enumerate()
+        .for_each(|(b, (y, x))| {
+            let at = b * affine.stride;
+            let (scale, shift) = (&affine.scale[at..at + d], &affine.shift[at..at + d]);
+            simd(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                        let (mean, rstd) = moments(x, eps);
+                        for i in 0..d {
+                            y[i] = (x[i] - mean) * rstd * (affine.base + scale[i]) + shift[i];
+                        }
+                    }
+                },
+            );
         });
-    });
     y
 }
 
@@ -67,34 +77,44 @@ pub(crate) fn layer_norm_backward(
     let groups = x.len() / (t * d);
     let mut dx = unwritten(x.len());
     let mut daffine = vec![0f32; groups * stride];
-    dx.par_chunks_mut(t * d).zip(daffine.par_chunks_mut(stride)).enumerate().for_each(
-        |(b, (dx, daffine))| {
-            let (x, dy) = (&x[b * t * d..(b + 1) * t * d], &dy[b * t * d..(b + 1) * t * d]);
+    dx.par_chunks_mut(t * d)
+        .zip(daffine.par_chunks_mut(stride))
+        .enumerate()
+        .for_each(|(b, (dx, daffine))| {
+            let (x, dy) = (
+                &x[b * t * d..(b + 1) * t * d],
+                &dy[b * t * d..(b + 1) * t * d],
+            );
             let scale = &affine.scale[b * affine.stride..b * affine.stride + d];
             let mut dscale = vec![0f32; d];
             let mut dshift = vec![0f32; d];
             let mut x_hat = vec![0f32; d];
             let mut dx_hat = vec![0f32; d];
-            simd(#[inline(always)] || {
-                for ((dx, x), dy) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d))
-                {
-                    let (mean, rstd) = moments(x, eps);
-                    for i in 0..d {
-                        x_hat[i] = (x[i] - mean) * rstd;
-                        dx_hat[i] = dy[i] * (affine.base + scale[i]);
-                        dscale[i] += dy[i] * x_hat[i];
-                        dshift[i] += dy[i];
+            simd(
+                #[inline(always)]
+                || {
+                    for ((dx, x), dy) in dx
+                        .chunks_exact_mut(d)
+                        .zip(x.chunks_exact(d))
+                        .zip(dy.chunks_exact(d))
+                    {
+                        let (mean, rstd) = moments(x, eps);
+                        for i in 0..d {
+                            x_hat[i] = (x[i] - mean) * rstd;
+                            dx_hat[i] = dy[i] * (affine.base + scale[i]);
+                            dscale[i] += dy[i] * x_hat[i];
+                            dshift[i] += dy[i];
+                        }
+                        let mean_dx_hat = sum(&dx_hat) / d as f32;
+                        let mean_dot = dot(&dx_hat, &x_hat) / d as f32;
+                        for i in 0..d {
+                            dx[i] = rstd * (dx_hat[i] - mean_dx_hat - x_hat[i] * mean_dot);
+                        }
                     }
-                    let mean_dx_hat = sum(&dx_hat) / d as f32;
-                    let mean_dot = dot(&dx_hat, &x_hat) / d as f32;
-                    for i in 0..d {
-                        dx[i] = rstd * (dx_hat[i] - mean_dx_hat - x_hat[i] * mean_dot);
-                    }
-                }
-            });
+                },
+            );
             daffine[scale_at..scale_at + d].copy_from_slice(&dscale);
             daffine[shift_at..shift_at + d].copy_from_slice(&dshift);
-        },
-    );
+        });
     (dx, daffine)
 }

@@ -31,7 +31,9 @@ impl PatchEmbed {
         let (b, c, h, w) = x.dims4()?;
         let p = self.patch;
         if h % p != 0 || w % p != 0 {
-            return Err(Error::usage(format!("an image of {h}×{w} has no whole patches of {p}×{p}")));
+            return Err(Error::usage(format!(
+                "an image of {h}×{w} has no whole patches of {p}×{p}"
+            )));
         }
         let patches = x
             .reshape((b, c, h / p, p, w / p, p))?
@@ -44,19 +46,25 @@ impl PatchEmbed {
 /// The inverse of patching with the channel fastest: (B, T, p·p·C) → (B, C, g·p, g·p), T = g².
 pub fn unpatchify(x: &Tensor, grid: usize, patch: usize, channels: usize) -> Result<Tensor> {
     let b = x.dim(0)?;
-    Ok(x.reshape((b, grid, grid, patch, patch, channels))? // (B, g, g, p, p, C)
-        .permute((0, 5, 1, 3, 2, 4))? // (B, C, g, p, g, p)
-        .reshape((b, channels, grid * patch, grid * patch))?)
+    Ok(
+        x.reshape((b, grid, grid, patch, patch, channels))? // (B, g, g, p, p, C)
+            .permute((0, 5, 1, 3, 2, 4))? // (B, C, g, p, g, p)
+            .reshape((b, channels, grid * patch, grid * patch))?,
+    )
 }
 
 /// Sinusoidal features of t (B,) → (B, 256): cosines first, then sines (Ho et al. 2020, as in GLIDE).
 pub fn timestep_frequencies(t: &Tensor) -> Result<Tensor> {
     let half = FREQUENCIES / 2;
     // The reference rounds the frequencies to f32 after each step; so do we.
-    let freqs: Vec<f32> =
-        (0..half).map(|i| (-(10_000f64.ln()) as f32 * i as f32 / half as f32).exp()).collect();
+    let freqs: Vec<f32> = (0..half)
+        .map(|i| (-(10_000f64.ln()) as f32 * i as f32 / half as f32).exp())
+        .collect();
     let freqs = Tensor::from_vec(freqs, (1, half), t.device())?;
-    let args = t.to_dtype(candle_core::DType::F32)?.unsqueeze(1)?.broadcast_mul(&freqs)?; // (B, 128)
+    let args = t
+        .to_dtype(candle_core::DType::F32)?
+        .unsqueeze(1)?
+        .broadcast_mul(&freqs)?; // (B, 128)
     Ok(Tensor::cat(&[args.cos()?, args.sin()?], 1)?) // (B, 256)
 }
 
@@ -92,7 +100,9 @@ pub struct LabelEmbedder {
 impl LabelEmbedder {
     /// Takes `embedding_table.weight` (rows, D).
     pub fn load(scope: &Scope<'_>, rows: usize, width: usize) -> Result<Self> {
-        Ok(Self { table: scope.at("embedding_table").get("weight", &[rows, width])? })
+        Ok(Self {
+            table: scope.at("embedding_table").get("weight", &[rows, width])?,
+        })
     }
 
     /// y (B,) u32 → (B, D).
@@ -107,11 +117,14 @@ impl LabelEmbedder {
 /// The column stands first, as in the reference (MAE's `get_2d_sincos_pos_embed`).
 pub fn sincos_2d(width: usize, grid: usize, device: &Device) -> Result<Tensor> {
     if width == 0 || !width.is_multiple_of(4) {
-        return Err(Error::usage(format!("2-D positions need a width divisible by 4, found {width}")));
+        return Err(Error::usage(format!(
+            "2-D positions need a width divisible by 4, found {width}"
+        )));
     }
     let quarter = width / 4;
-    let omega: Vec<f64> =
-        (0..quarter).map(|k| 10_000f64.powf(-(k as f64) / quarter as f64)).collect();
+    let omega: Vec<f64> = (0..quarter)
+        .map(|k| 10_000f64.powf(-(k as f64) / quarter as f64))
+        .collect();
     let mut values = Vec::with_capacity(grid * grid * width);
     for r in 0..grid {
         for c in 0..grid {

@@ -32,7 +32,11 @@ impl Linear {
                 })
             }
         };
-        Ok(Self { weight: scope.get("weight", &[outputs, inputs])?, bias: scope.get("bias", &[outputs])?, lora })
+        Ok(Self {
+            weight: scope.get("weight", &[outputs, inputs])?,
+            bias: scope.get("bias", &[outputs])?,
+            lora,
+        })
     }
 
     /// (…, I) → (…, O).
@@ -85,16 +89,26 @@ impl LoraSpec {
         let mut rng = StepRng::new(seed, 1, stream::INIT);
         let mut dict = StateDict::new();
         for spec in specs {
-            let Some(name) = spec.name.strip_suffix(".weight") else { continue };
+            let Some(name) = spec.name.strip_suffix(".weight") else {
+                continue;
+            };
             let bias = format!("{name}.bias");
-            let &[outputs, inputs] = spec.shape.as_slice() else { continue };
+            let &[outputs, inputs] = spec.shape.as_slice() else {
+                continue;
+            };
             if !specs.iter().any(|s| s.name == bias) || !choose(name) {
                 continue;
             }
             let bound = 1.0 / (inputs as f64).sqrt();
-            let a: Vec<f32> =
-                rng.uniform(self.rank * inputs).into_iter().map(|u| ((2.0 * u - 1.0) * bound) as f32).collect();
-            dict.insert(format!("{name}.lora_a.weight"), Tensor::from_vec(a, (self.rank, inputs), device)?);
+            let a: Vec<f32> = rng
+                .uniform(self.rank * inputs)
+                .into_iter()
+                .map(|u| ((2.0 * u - 1.0) * bound) as f32)
+                .collect();
+            dict.insert(
+                format!("{name}.lora_a.weight"),
+                Tensor::from_vec(a, (self.rank, inputs), device)?,
+            );
             let b = Tensor::zeros((outputs, self.rank), candle_core::DType::F32, device)?;
             dict.insert(format!("{name}.lora_b.weight"), b);
         }

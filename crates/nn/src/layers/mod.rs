@@ -4,6 +4,8 @@ mod embed;
 mod linear;
 mod transformer;
 
-pub use embed::{LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_2d, timestep_frequencies, unpatchify};
+pub use embed::{
+    LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_2d, timestep_frequencies, unpatchify,
+};
 pub use linear::{Linear, LoraSpec};
 pub use transformer::{Attention, Mlp};

@@ -5,12 +5,20 @@ use crate::kernels::elementwise::{Act, act, act_backward};
 
 /// GELU in its tanh form, 0.5·x·(1 + tanh(√(2/π)(x + 0.044715x³))); any shape.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if is_fused(&[x]) { x.contiguous()?.apply_op1(Activation(Act::GeluTanh)) } else { x.gelu() }
+    if is_fused(&[x]) {
+        x.contiguous()?.apply_op1(Activation(Act::GeluTanh))
+    } else {
+        x.gelu()
+    }
 }
 
 /// SiLU, x·σ(x); any shape.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    if is_fused(&[x]) { x.contiguous()?.apply_op1(Activation(Act::Silu)) } else { x.silu() }
+    if is_fused(&[x]) {
+        x.contiguous()?.apply_op1(Activation(Act::Silu))
+    } else {
+        x.silu()
+    }
 }
 
 struct Activation(Act);
@@ -21,7 +29,10 @@ impl CustomOp1 for Activation {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(act(self.0, values(x, xl)?)), xl.shape().clone()))
+        Ok((
+            CpuStorage::F32(act(self.0, values(x, xl)?)),
+            xl.shape().clone(),
+        ))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {

@@ -9,12 +9,19 @@ use crate::kernels::attention as kernel;
 pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     let (_, t, width) = qkv.dims3()?;
     if heads == 0 || width % (3 * heads) != 0 {
-        bail!("attention: {heads} heads do not divide a third of the last axis of {:?}", qkv.dims());
+        bail!(
+            "attention: {heads} heads do not divide a third of the last axis of {:?}",
+            qkv.dims()
+        );
     }
     if !is_fused(&[qkv]) {
         return attention_composed(qkv, heads);
     }
-    let shape = kernel::Shape { t, heads, e: width / 3 / heads };
+    let shape = kernel::Shape {
+        t,
+        heads,
+        e: width / 3 / heads,
+    };
     qkv.contiguous()?.apply_op1(Attention(shape))
 }
 
@@ -26,7 +33,9 @@ pub(crate) fn attention_composed(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     let part = |i: usize| packed.get(i)?.contiguous(); // (B, H, T, E)
     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / (e as f64).sqrt())?; // (B, H, T, T)
-    let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    let scores = scores
+        .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
+        .exp()?;
     let p = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
     p.matmul(&v)?.transpose(1, 2)?.reshape((b, t, heads * e)) // (B, T, D)
 }

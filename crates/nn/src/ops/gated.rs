@@ -24,7 +24,8 @@ pub fn gated_residual(x: &Tensor, y: &Tensor, modulation: &Tensor, chunk: usize)
         return x + y.broadcast_mul(&gate)?;
     }
     let op = GatedResidual { chunk, t, d };
-    x.contiguous()?.apply_op3(&y.contiguous()?, &modulation.contiguous()?, op)
+    x.contiguous()?
+        .apply_op3(&y.contiguous()?, &modulation.contiguous()?, op)
 }
 
 struct GatedResidual {
@@ -67,6 +68,10 @@ impl CustomOp3 for GatedResidual {
             dout, y, &m[at..], width, at, width, self.t, self.d,
         ));
         let dx = x.track_op().then(|| dout.clone());
-        Ok((dx, Some(tensor(dy, y.shape())?), Some(tensor(dm, m.shape())?)))
+        Ok((
+            dx,
+            Some(tensor(dy, y.shape())?),
+            Some(tensor(dm, m.shape())?),
+        ))
     }
 }

@@ -30,8 +30,11 @@ pub fn linear_gelu(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !is_fused(&[x, w, b]) {
         return linear_composed(x, w, Some(b))?.gelu();
     }
-    let op = LinearGelu { pre: Mutex::new(Vec::new()) };
-    x.contiguous()?.apply_op3(&w.contiguous()?, &b.contiguous()?, op)
+    let op = LinearGelu {
+        pre: Mutex::new(Vec::new()),
+    };
+    x.contiguous()?
+        .apply_op3(&w.contiguous()?, &b.contiguous()?, op)
 }
 
 /// The same from candle's operations.
@@ -53,10 +56,17 @@ pub(crate) fn linear_composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Res
 fn check(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<()> {
     let (o, i) = w.dims2()?;
     if x.dims().last() != Some(&i) {
-        bail!("linear: the input {:?} does not end in the weight's {i} columns {:?}", x.dims(), w.dims());
+        bail!(
+            "linear: the input {:?} does not end in the weight's {i} columns {:?}",
+            x.dims(),
+            w.dims()
+        );
     }
     if let Some(b) = b.filter(|b| b.dims() != [o]) {
-        bail!("linear: the bias {:?} does not fit the weight's {o} rows", b.dims());
+        bail!(
+            "linear: the bias {:?} does not fit the weight's {o} rows",
+            b.dims()
+        );
     }
     Ok(())
 }
@@ -64,7 +74,13 @@ fn check(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<()> {
 struct Linear;
 
 impl Linear {
-    fn forward(x: &[f32], xl: &Layout, w: &[f32], wl: &Layout, b: Option<&[f32]>) -> Result<(Vec<f32>, Shape)> {
+    fn forward(
+        x: &[f32],
+        xl: &Layout,
+        w: &[f32],
+        wl: &Layout,
+        b: Option<&[f32]>,
+    ) -> Result<(Vec<f32>, Shape)> {
         let (o, i) = wl.shape().dims2()?;
         let rows = x.len() / i;
         let mut dims = xl.dims().to_vec();
@@ -75,7 +91,14 @@ impl Linear {
             Some(b) => (broadcast_rows(b, rows), Into::Accumulate),
             None => (unwritten(rows * o), Into::Overwrite),
         };
-        matmul(&mut y, o, into, 1.0, Mat::new(x, rows, i), Mat::new(w, o, i).t());
+        matmul(
+            &mut y,
+            o,
+            into,
+            1.0,
+            Mat::new(x, rows, i),
+            Mat::new(w, o, i).t(),
+        );
         Ok((y, Shape::from(dims)))
     }
 
@@ -103,7 +126,11 @@ impl Linear {
         } else {
             None
         };
-        let db = if wants_bias { Some(tensor(sum_rows(dy, o), o)?) } else { None };
+        let db = if wants_bias {
+            Some(tensor(sum_rows(dy, o), o)?)
+        } else {
+            None
+        };
         Ok((dx, dw, db))
     }
 }
@@ -122,7 +149,8 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (y, shape) = Self::forward(values(x, xl)?, xl, values(w, wl)?, wl, Some(values(b, bl)?))?;
+        let (y, shape) =
+            Self::forward(values(x, xl)?, xl, values(w, wl)?, wl, Some(values(b, bl)?))?;
         Ok((CpuStorage::F32(y), shape))
     }
 
@@ -143,12 +171,24 @@ impl CustomOp2 for Linear {
         "linear"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (y, shape) = Self::forward(values(x, xl)?, xl, values(w, wl)?, wl, None)?;
         Ok((CpuStorage::F32(y), shape))
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (dx, dw, _) = host!(dy => dy; Self::backward(x, w, dy, false))?;
         Ok((dx, dw))
     }
@@ -173,7 +213,8 @@ impl CustomOp3 for LinearGelu {
         b: &CpuStorage,
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (pre, shape) = Linear::forward(values(x, xl)?, xl, values(w, wl)?, wl, Some(values(b, bl)?))?;
+        let (pre, shape) =
+            Linear::forward(values(x, xl)?, xl, values(w, wl)?, wl, Some(values(b, bl)?))?;
         let y = act(Act::GeluTanh, &pre);
         match self.pre.lock() {
             Ok(mut slot) => *slot = pre,
@@ -190,7 +231,9 @@ impl CustomOp3 for LinearGelu {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Ok(pre) = self.pre.lock() else { bail!("linear-gelu: an earlier forward panicked") };
+        let Ok(pre) = self.pre.lock() else {
+            bail!("linear-gelu: an earlier forward panicked")
+        };
         let dpre = host!(dy => dy; act_backward(Act::GeluTanh, &pre, dy));
         Linear::backward(x, w, &dpre, b.track_op())
     }

@@ -19,7 +19,9 @@ use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, StorageRef,
 
 /// Whether the fused kernels take these tensors.
 fn is_fused(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+    tensors
+        .iter()
+        .all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
 }
 
 /// The f32 values of a contiguous operand.
@@ -37,7 +39,9 @@ struct Host {
 
 impl Host {
     fn new(tensor: &Tensor) -> Result<Self> {
-        Ok(Self { tensor: tensor.contiguous()? })
+        Ok(Self {
+            tensor: tensor.contiguous()?,
+        })
     }
 
     /// Calls `f` with the values; the storage stays locked for reading meanwhile.

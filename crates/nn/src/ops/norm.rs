@@ -17,14 +17,24 @@ pub fn layer_norm_modulate(
     let (b, t, d) = x.dims3()?;
     let (mb, width) = modulation.dims2()?;
     if mb != b || (shift_chunk.max(scale_chunk) + 1) * d > width {
-        bail!("modulate: x {:?} does not fit chunks of {:?}", x.dims(), modulation.dims());
+        bail!(
+            "modulate: x {:?} does not fit chunks of {:?}",
+            x.dims(),
+            modulation.dims()
+        );
     }
     if !is_fused(&[x, modulation]) {
         let chunk = |k: usize| modulation.narrow(1, k * d, d)?.unsqueeze(1); // (B, 1, D)
         let scaled = normalize_composed(x, eps)?.broadcast_mul(&(chunk(scale_chunk)? + 1.0)?)?;
         return scaled.broadcast_add(&chunk(shift_chunk)?);
     }
-    let op = Modulate { shift: shift_chunk * d, scale: scale_chunk * d, eps: eps as f32, t, d };
+    let op = Modulate {
+        shift: shift_chunk * d,
+        scale: scale_chunk * d,
+        eps: eps as f32,
+        t,
+        d,
+    };
     x.contiguous()?.apply_op2(&modulation.contiguous()?, op)
 }
 
@@ -32,12 +42,23 @@ pub fn layer_norm_modulate(
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let d = x.dim(D::Minus1)?;
     if weight.dims() != [d] || bias.dims() != [d] {
-        bail!("layer norm: x {:?}, weight {:?}, bias {:?} do not fit", x.dims(), weight.dims(), bias.dims());
+        bail!(
+            "layer norm: x {:?}, weight {:?}, bias {:?} do not fit",
+            x.dims(),
+            weight.dims(),
+            bias.dims()
+        );
     }
     if !is_fused(&[x, weight, bias]) {
-        return normalize_composed(x, eps)?.broadcast_mul(weight)?.broadcast_add(bias);
+        return normalize_composed(x, eps)?
+            .broadcast_mul(weight)?
+            .broadcast_add(bias);
     }
-    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, AffineNorm { eps: eps as f32, d })
+    x.contiguous()?.apply_op3(
+        &weight.contiguous()?,
+        &bias.contiguous()?,
+        AffineNorm { eps: eps as f32, d },
+    )
 }
 
 /// (x − mean)/√(var + ε) over the last axis, from candle's operations.
@@ -58,7 +79,12 @@ struct Modulate {
 
 impl Modulate {
     fn affine<'a>(&self, m: &'a [f32], width: usize) -> Affine<'a> {
-        Affine { scale: &m[self.scale..], shift: &m[self.shift..], stride: width, base: 1.0 }
+        Affine {
+            scale: &m[self.scale..],
+            shift: &m[self.shift..],
+            stride: width,
+            base: 1.0,
+        }
     }
 }
 
@@ -67,14 +93,26 @@ impl CustomOp2 for Modulate {
         "layer-norm-modulate"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, m: &CpuStorage, ml: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        m: &CpuStorage,
+        ml: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (_, width) = ml.shape().dims2()?;
         let affine = self.affine(values(m, ml)?, width);
         let y = forward(values(x, xl)?, &affine, self.eps, self.t, self.d);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, m: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        m: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (_, width) = m.dims2()?;
         let (dx, dm) = host!(dy => dy, x => x, m => m; layer_norm_backward(
             dy, x, &self.affine(m, width), self.eps, (self.t, self.d), (self.scale, self.shift), width,
@@ -103,7 +141,12 @@ impl CustomOp3 for AffineNorm {
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let x = values(x, xl)?;
-        let affine = Affine { scale: values(w, wl)?, shift: values(b, bl)?, stride: 0, base: 0.0 };
+        let affine = Affine {
+            scale: values(w, wl)?,
+            shift: values(b, bl)?,
+            stride: 0,
+            base: 0.0,
+        };
         let y = forward(x, &affine, self.eps, rows(x.len(), self.d), self.d);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
