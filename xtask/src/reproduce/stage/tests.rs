@@ -149,7 +149,15 @@ fn a_process_left_over_is_not_run_twice() {
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    assert!(still_runs(child.id(), &stage));
+    // The system fills in the command line a little after the start.
+    let begun = Instant::now();
+    while !still_runs(child.id(), &stage) {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "its command line was not found"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
     stage.args[1] = "read other; true".into();
     assert!(!still_runs(child.id(), &stage));
     child.kill().unwrap();
