@@ -3,11 +3,12 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tinyfusion_core::{Error, Result, StateDict};
 use tinyfusion_nn::update::AdamW;
 
-use crate::gradients::Workers;
+use crate::gradients::{BatchGradients, Workers};
+use crate::group::check_groups;
 use crate::run_dir::{HISTORY, METRICS, State};
 use crate::{ParamGroup, Progress, RunDir, Stop};
 
@@ -22,7 +23,8 @@ pub trait TrainStep: Sync {
     /// The mean loss over the samples `rows` of the draw.
     fn loss(&self, batch: &Self::Batch, rows: Range<usize>) -> Result<StepLoss>;
 
-    /// A line for `history.jsonl` after `done` steps, given the averaged parameters.
+    /// A line for `history.jsonl` after `done` steps, given the averaged parameters: one JSON object with
+    /// `"step": done`, by which a resumed run finds the lines that it will write again.
     fn record(&self, done: u64, averages: &dyn Fn() -> StateDict) -> Result<Option<String>> {
         let _ = (done, averages);
         Ok(None)
@@ -86,13 +88,26 @@ impl FitConfig {
             return fail("steps, batch-size and micro-batches must be at least 1".into());
         }
         if self.micro_batches > self.batch_size {
-            return fail(format!("{} micro-batches of a batch of {}", self.micro_batches, self.batch_size));
+            return fail(format!(
+                "{} micro-batches of a batch of {}",
+                self.micro_batches, self.batch_size
+            ));
         }
-        if !(0.0..1.0).contains(&self.ema) {
-            return fail(format!("ema {} is not in [0, 1)", self.ema));
+        for (name, decay) in [
+            ("ema", self.ema),
+            ("betas", self.betas.0),
+            ("betas", self.betas.1),
+        ] {
+            if !(0.0..1.0).contains(&decay) {
+                return fail(format!("{name}: {decay} is not in [0, 1)"));
+            }
         }
-        if self.clip.is_some_and(|c| c.is_nan() || c <= 0.0) {
-            return fail("clip must be above 0".into());
+        // Written so that NaN fails too.
+        if !(self.eps > 0.0 && self.eps.is_finite()) {
+            return fail(format!("eps is {}; a number above 0 is expected", self.eps));
+        }
+        if let Some(clip) = self.clip.filter(|c| c.is_nan() || *c <= 0.0) {
+            return fail(format!("clip is {clip}; a norm above 0 is expected"));
         }
         if self.checkpoint_every == 0 || self.log_every == 0 {
             return fail("checkpoint-every and log-every must be at least 1".into());
@@ -124,7 +139,9 @@ const HOPELESS: u64 = 50;
 /// The one training loop: resume, draw, gradients, finite?, clip, AdamW per group, average, log,
 /// checkpoint.
 ///
-/// Ends early with [`Error::Interrupted`] when `stop` is requested, after writing a checkpoint.
+/// Ends early with [`Error::Interrupted`] when `stop` is requested, after writing a checkpoint. Called again
+/// with the same arguments it goes on from the last checkpoint, and ends where the unbroken run would have
+/// ended, bit for bit on a CPU. A finished run is not trained again.
 pub fn fit<T: TrainStep>(
     config: &FitConfig,
     step: &T,
@@ -134,19 +151,27 @@ pub fn fit<T: TrainStep>(
     progress: &Progress,
 ) -> Result<Outcome> {
     config.validate()?;
-    let device = groups.iter().flat_map(ParamGroup::vars).next().map_or(Device::Cpu, |v| v.device().clone());
-    let fresh = State { step: 0, updates: 0, skipped: 0, seconds: 0.0 };
-    let mut state = dir.resume(groups, &device)?.unwrap_or(fresh);
+    check_groups(groups)?;
+    let vars: Vec<&Var> = groups.iter().flat_map(ParamGroup::vars).collect();
+    let averages = || -> StateDict { groups.iter().flat_map(averages_of).collect() };
+    let _lock = dir.lock()?;
+
+    let device = vars.first().map_or(Device::Cpu, |v| v.device().clone());
+    let mut state = dir.resume(groups, &device)?.unwrap_or_default();
+    if state.step > config.steps {
+        return Err(Error::usage(format!(
+            "{}: this run has done {} steps, more than the {} asked for; use another folder",
+            dir.path().display(),
+            state.step,
+            config.steps
+        )));
+    }
     if state.step > 0 {
         tracing::info!(step = state.step, "resumed from the last checkpoint");
     }
     let (workers, parts) = (Workers::new(config.micro_batches)?, config.parts());
-    let vars: Vec<&Var> = groups.iter().flat_map(ParamGroup::vars).collect();
-    let averages = || groups.iter().flat_map(|g| g.averages().iter().map(|(n, t)| (n.to_string(), t.clone())).collect::<Vec<_>>()).collect::<StateDict>();
-    let started = Instant::now();
-    let seconds_before = state.seconds;
-    let mut hopeless = 0;
-    progress.resume_at(state.step);
+    let (started, seconds_before) = (Instant::now(), state.seconds);
+    let _bar = progress.running_from(state.step);
 
     while state.step < config.steps {
         let at = state.step;
@@ -154,10 +179,12 @@ pub fn fit<T: TrainStep>(
         let found = workers.run(step, &batch, &parts, &vars)?;
 
         if found.loss.is_finite() && found.norm.is_finite() {
-            hopeless = 0;
+            state.skipped_in_a_row = 0;
             state.updates += 1;
-            // PyTorch's clip_grad_norm_.
-            let scale = config.clip.map_or(1.0, |clip| (clip / (found.norm + 1e-6)).min(1.0));
+            // PyTorch's clip_grad_norm_, over all groups together.
+            let scale = config
+                .clip
+                .map_or(1.0, |clip| (clip / (found.norm + 1e-6)).min(1.0));
             let mut grads = found.grads.as_slice();
             for group in groups {
                 let (own, rest) = grads.split_at(group.vars().count());
@@ -167,63 +194,86 @@ pub fn fit<T: TrainStep>(
                     eps: config.eps,
                     weight_decay: group.weight_decay,
                 };
-                group.step(own, adamw, state.updates, scale)?;
+                group.step(own, adamw, state.updates, scale, config.ema)?;
                 grads = rest;
             }
         } else {
-            hopeless += 1;
+            // As if the step had not been: weights, moments and averages stay as they are.
             state.skipped += 1;
-            tracing::warn!(step = at, loss = found.loss, grad_norm = found.norm, "not finite: step skipped");
-            if hopeless >= HOPELESS {
+            state.skipped_in_a_row += 1;
+            tracing::warn!(
+                step = at,
+                loss = found.loss,
+                grad_norm = found.norm,
+                "not finite: step skipped"
+            );
+            if state.skipped_in_a_row >= HOPELESS {
                 return Err(Error::run(format!(
-                    "{hopeless} steps in a row without a finite loss (the last at step {at}); try a lower learning rate"
+                    "{HOPELESS} steps in a row had a loss or a gradient that is not finite (at step {at}: \
+                     loss {}, gradient norm {}); try a lower learning rate in another folder",
+                    found.loss, found.norm
                 )));
             }
-        }
-        for group in groups {
-            group.update_averages(config.ema)?;
         }
 
         state.step += 1;
         state.seconds = seconds_before + started.elapsed().as_secs_f64();
         if let Some(line) = step.record(state.step, &averages)? {
-            dir.log(HISTORY, &line)?;
+            dir.log(HISTORY, state.step, &line)?;
         }
         let (last, asked) = (state.step == config.steps, stop.requested());
-        if state.step % config.log_every == 0 || last {
-            dir.log(METRICS, &metrics(config, groups, &state, &found.scalars, found.loss, found.norm))?;
+        if state.step.is_multiple_of(config.log_every) || last {
+            dir.log(
+                METRICS,
+                state.step,
+                &metrics(config, groups, &state, &found),
+            )?;
         }
         progress.set(state.step, format!("loss {:.4}", found.loss));
-        if state.step % config.checkpoint_every == 0 || last || asked {
+        if state.step.is_multiple_of(config.checkpoint_every) || last || asked {
             dir.save(groups, &state)?;
         }
         if asked && !last {
             return Err(Error::Interrupted { step: state.step });
         }
     }
-    progress.finish();
-    Ok(Outcome { averages: averages(), skipped: state.skipped, seconds: state.seconds })
+    Ok(Outcome {
+        averages: averages(),
+        skipped: state.skipped,
+        seconds: state.seconds,
+    })
+}
+
+fn averages_of(group: &ParamGroup) -> Vec<(String, Tensor)> {
+    group
+        .averages()
+        .iter()
+        .map(|(name, t)| (name.to_string(), t.clone()))
+        .collect()
 }
 
 fn metrics(
     config: &FitConfig,
     groups: &[ParamGroup],
     state: &State,
-    scalars: &[(&'static str, f64)],
-    loss: f64,
-    norm: f64,
+    found: &BatchGradients,
 ) -> String {
-    // JSON has no NaN: serde_json writes null for it.
-    let mut line = json!({
-        "step": state.step, "loss": loss, "grad_norm": norm, "skipped": state.skipped, "seconds": state.seconds,
-    });
-    if let Some(map) = line.as_object_mut() {
-        for group in groups {
-            map.insert(format!("lr_{}", group.name), json!(group.lr.at(state.step - 1, config.steps)));
-        }
-        for (name, value) in scalars {
-            map.insert((*name).to_string(), json!(value));
-        }
+    // JSON has no NaN: serde_json writes null for it. A scalar cannot take the place of a fixed entry.
+    let mut line = Map::new();
+    for (name, value) in &found.scalars {
+        line.insert((*name).to_string(), json!(value));
     }
-    line.to_string()
+    for group in groups {
+        let lr = group.lr.at(state.step - 1, config.steps);
+        line.insert(format!("lr_{}", group.name), json!(lr));
+    }
+    let fixed = [
+        ("step", json!(state.step)),
+        ("loss", json!(found.loss)),
+        ("grad_norm", json!(found.norm)),
+        ("skipped", json!(state.skipped)),
+        ("seconds", json!(state.seconds)),
+    ];
+    line.extend(fixed.map(|(name, value)| (name.to_string(), value)));
+    Value::Object(line).to_string()
 }

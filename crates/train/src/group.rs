@@ -1,5 +1,8 @@
-use candle_core::{Tensor, Var};
-use tinyfusion_core::{ParamSpec, Result, StateDict};
+use std::collections::BTreeSet;
+
+use candle_core::{DType, Tensor, Var};
+use rayon::prelude::*;
+use tinyfusion_core::{Error, ParamSpec, Result, StateDict};
 use tinyfusion_nn::update::{AdamW, ema};
 
 use crate::LrSchedule;
@@ -22,28 +25,47 @@ struct Param {
     var: Var,
     m: Var,
     v: Var,
-    /// A separate copy, updated in place.
-    average: Tensor,
+    /// Variables only for the sake of `Var::set`: no gradient ever reaches a moment or an average.
+    average: Var,
 }
 
 impl ParamGroup {
-    /// A group over `vars`, without weight decay.
+    /// A group over `vars` (f32, names unique), without weight decay.
+    ///
+    /// The average starts at the present values.
     pub fn new(name: impl Into<String>, lr: LrSchedule, vars: Vec<(String, Var)>) -> Result<Self> {
+        let group = name.into();
         let params = vars
             .into_iter()
             .map(|(name, var)| {
-                let (m, v) = (Var::from_tensor(&var.zeros_like()?)?, Var::from_tensor(&var.zeros_like()?)?);
-                let average = var.as_detached_tensor().copy()?;
+                if var.dtype() != DType::F32 || !var.is_contiguous() {
+                    return Err(Error::usage(format!(
+                        "group `{group}`: `{name}` is {:?} with strides {:?}; a trained parameter is a contiguous f32",
+                        var.dtype(),
+                        var.stride()
+                    )));
+                }
+                let zeros = var.zeros_like()?;
+                let (m, v) = (Var::from_tensor(&zeros)?, Var::from_tensor(&zeros)?);
+                let average = Var::from_tensor(&var.as_detached_tensor())?;
                 Ok(Param { name, var, m, v, average })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { name: name.into(), lr, weight_decay: 0.0, params })
+        Ok(Self {
+            name: group,
+            lr,
+            weight_decay: 0.0,
+            params,
+        })
     }
 
     /// Sets decoupled weight decay.
     #[must_use]
     pub fn with_weight_decay(self, weight_decay: f64) -> Self {
-        Self { weight_decay, ..self }
+        Self {
+            weight_decay,
+            ..self
+        }
     }
 
     /// The variables, in order.
@@ -51,46 +73,98 @@ impl ParamGroup {
         self.params.iter().map(|p| &p.var)
     }
 
-    /// The exponential moving averages by name.
+    /// The exponential moving averages by name. They share storage with the group: later steps move them.
     pub fn averages(&self) -> StateDict {
-        self.params.iter().map(|p| (p.name.clone(), p.average.clone())).collect()
+        self.params
+            .iter()
+            .map(|p| (p.name.clone(), p.average.as_detached_tensor()))
+            .collect()
     }
 
-    /// One AdamW update with `grads` in the order of [`vars`](Self::vars).
-    pub(crate) fn step(&self, grads: &[Tensor], adamw: AdamW, t: u64, grad_scale: f64) -> Result<()> {
-        for (p, grad) in self.params.iter().zip(grads) {
+    /// One AdamW update with `grads` in the order of [`vars`](Self::vars), then the averages' step.
+    ///
+    /// Parameters are spread over the threads; each is elementwise arithmetic, so their number does not show.
+    pub(crate) fn step(
+        &self,
+        grads: &[Tensor],
+        adamw: AdamW,
+        t: u64,
+        grad_scale: f64,
+        decay: f64,
+    ) -> Result<()> {
+        self.params.par_iter().zip(grads).try_for_each(|(p, grad)| {
             adamw.step(&p.var, grad, &p.m, &p.v, t, grad_scale)?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn update_averages(&self, decay: f64) -> Result<()> {
-        for p in &self.params {
-            ema(&p.average, p.var.as_tensor(), decay)?;
-        }
-        Ok(())
+            Ok(ema(&p.average, &p.var, decay)?)
+        })
     }
 
     /// Weights, averages and moments for a checkpoint.
-    pub(crate) fn export(&self, into: &mut Snapshot) {
+    fn export(&self, into: &mut Snapshot) {
         for p in &self.params {
             into.model.insert(&p.name, p.var.as_detached_tensor());
-            into.ema.insert(&p.name, p.average.clone());
-            into.optimizer.insert(format!("m.{}", p.name), p.m.as_detached_tensor());
-            into.optimizer.insert(format!("v.{}", p.name), p.v.as_detached_tensor());
+            into.ema.insert(&p.name, p.average.as_detached_tensor());
+            into.optimizer
+                .insert(format!("m.{}", p.name), p.m.as_detached_tensor());
+            into.optimizer
+                .insert(format!("v.{}", p.name), p.v.as_detached_tensor());
         }
     }
 
-    /// Takes back what [`export`](Self::export) gave. The snapshot has been [checked](Snapshot::check).
+    /// Takes back what [`export`](Self::export) gave: names, shapes and types have been checked, so that
+    /// either everything is taken or nothing.
     pub(crate) fn import(&self, from: &Snapshot) -> Result<()> {
         for p in &self.params {
             p.var.set(from.model.require(&p.name)?)?;
-            ema(&p.average, from.ema.require(&p.name)?, 0.0)?;
+            p.average.set(from.ema.require(&p.name)?)?;
             p.m.set(from.optimizer.require(&format!("m.{}", p.name))?)?;
             p.v.set(from.optimizer.require(&format!("v.{}", p.name))?)?;
         }
         Ok(())
     }
+}
+
+/// Refuses groups that would overwrite each other: in a checkpoint by name, in a step by variable, in the
+/// log by the group's name.
+pub(crate) fn check_groups(groups: &[ParamGroup]) -> Result<()> {
+    let fail = |what: String| Err(Error::usage(format!("training: {what}")));
+    let (mut groups_seen, mut names, mut vars) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    for group in groups {
+        let LrSchedule {
+            peak,
+            last,
+            warmup: _,
+        } = group.lr;
+        for (what, value) in [
+            ("lr peak", peak),
+            ("lr last", last),
+            ("weight decay", group.weight_decay),
+        ] {
+            if !value.is_finite() || value < 0.0 {
+                return fail(format!(
+                    "group `{}`: {what} is {value}; a finite number of at least 0 is expected",
+                    group.name
+                ));
+            }
+        }
+        if !groups_seen.insert(&group.name) {
+            return fail(format!("two groups are called `{}`", group.name));
+        }
+        for p in &group.params {
+            if !names.insert(&p.name) {
+                return fail(format!("two parameters are called `{}`", p.name));
+            }
+            vars.push((p.var.id(), &p.name));
+        }
+    }
+    for (i, (id, name)) in vars.iter().enumerate() {
+        if let Some((_, other)) = vars[..i].iter().find(|(earlier, _)| earlier == id) {
+            return fail(format!("`{other}` and `{name}` are the same variable"));
+        }
+    }
+    if vars.is_empty() {
+        return fail("there is no parameter to train".into());
+    }
+    Ok(())
 }
 
 /// Everything of a run that lives in tensors.
@@ -112,7 +186,12 @@ impl Snapshot {
     pub(crate) fn specs(groups: &[ParamGroup]) -> [Vec<ParamSpec>; 3] {
         let all = Self::of(groups);
         [all.model, all.ema, all.optimizer].map(|dict| {
-            dict.iter().map(|(n, t)| ParamSpec { name: n.to_string(), shape: t.dims().to_vec() }).collect()
+            dict.iter()
+                .map(|(n, t)| ParamSpec {
+                    name: n.to_string(),
+                    shape: t.dims().to_vec(),
+                })
+                .collect()
         })
     }
 }

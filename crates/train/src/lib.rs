@@ -1,11 +1,12 @@
 #![doc = include_str!("../README.md")]
 
 mod fit;
-mod group;
 mod gradients;
+mod group;
 mod progress;
 mod run_dir;
 mod schedule;
+mod settings;
 
 pub use fit::{FitConfig, Outcome, StepLoss, TrainStep, fit};
 pub use group::ParamGroup;

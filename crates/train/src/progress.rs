@@ -28,8 +28,10 @@ impl Progress {
     /// A bar over `total` units called `what`; hidden unless standard error is a terminal.
     pub fn new(what: &str, total: u64) -> Self {
         let bar = ProgressBar::new(total);
-        let style = ProgressStyle::with_template("{prefix:>12} {bar:40} {pos}/{len} · {elapsed} · {eta} left · {msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style = ProgressStyle::with_template(
+            "{prefix:>12} {bar:40} {pos}/{len} · {elapsed} · {eta} left · {msg}",
+        )
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style);
         bar.set_prefix(what.to_string());
         bar.enable_steady_tick(Duration::from_millis(500));
@@ -51,6 +53,18 @@ impl Progress {
     pub fn resume_at(&self, done: u64) {
         self.0.set_position(done);
         self.0.reset_eta();
+    }
+
+    /// As [`resume_at`](Self::resume_at); the bar goes away with what is returned, also after an error.
+    pub(crate) fn running_from(&self, done: u64) -> impl Drop {
+        struct Running<'a>(&'a Progress);
+        impl Drop for Running<'_> {
+            fn drop(&mut self) {
+                self.0.finish();
+            }
+        }
+        self.resume_at(done);
+        Running(self)
     }
 
     /// Takes the bar away.
