@@ -1,0 +1,195 @@
+//! Settings: what is out of range, and a folder that holds a run with others.
+#![allow(clippy::unwrap_used)] // helpers of tests: a panic is a failure
+
+mod common;
+
+use std::fs;
+
+use common::files;
+use serde::Serialize;
+use tempfile::tempdir;
+use tinyfusion_core::Error;
+use tinyfusion_train::{FitConfig, RunDir};
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Settings {
+    pattern: &'static str,
+    fit: FitConfig,
+}
+
+#[test]
+fn other_settings_are_refused_with_both_values() {
+    let folder = tempdir().unwrap();
+    let settings = |pattern, fit| Settings { pattern, fit };
+    RunDir::open(folder.path(), &settings("1:2", FitConfig::default())).unwrap();
+    let before = files(folder.path());
+    RunDir::open(folder.path(), &settings("1:2", FitConfig::default())).unwrap();
+
+    let other = FitConfig {
+        steps: 7,
+        clip: None,
+        ..FitConfig::default()
+    };
+    let error = RunDir::open(folder.path(), &settings("2:4", other)).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)));
+    let text = error.to_string();
+    assert!(
+        text.starts_with(&folder.path().display().to_string()),
+        "{text}"
+    );
+    for expected in [
+        "`pattern` was \"1:2\", is now \"2:4\"",
+        "`fit.steps` was 1000, is now 7",
+        "`fit.clip` was 1.0, is now not set",
+        "another folder",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    assert!(!text.contains("ema"), "{text}");
+    assert!(before == files(folder.path()), "the folder was changed");
+
+    // The same settings in another form are the same; a file that is no TOML is not overwritten.
+    let path = folder.path().join("config.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        format!("# by hand\n{}", text.replace("1000", "1_000")),
+    )
+    .unwrap();
+    RunDir::open(folder.path(), &settings("1:2", FitConfig::default())).unwrap();
+    fs::write(&path, "steps = = 4").unwrap();
+    let error = RunDir::open(folder.path(), &settings("1:2", FitConfig::default()))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with(&path.display().to_string()) && error.contains("does not parse"),
+        "{error}"
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), "steps = = 4");
+}
+
+#[test]
+fn settings_come_back_from_their_file() {
+    let folder = tempdir().unwrap();
+    let fit = FitConfig {
+        steps: 77,
+        clip: None,
+        ..FitConfig::default()
+    };
+    RunDir::open(folder.path(), &fit).unwrap();
+    let text = fs::read_to_string(folder.path().join("config.toml")).unwrap();
+    // `clip = None` is left out, and what is left out gets its default: a file cannot say "no clip".
+    let back: FitConfig = toml::from_str(&text).unwrap();
+    assert_eq!(
+        back,
+        FitConfig {
+            clip: Some(1.0),
+            ..fit
+        }
+    );
+    let error = toml::from_str::<FitConfig>("step = 4")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("unknown field `step`"), "{error}");
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let good = FitConfig::default();
+    good.validate().unwrap();
+    let cases = [
+        (
+            FitConfig {
+                steps: 0,
+                ..good.clone()
+            },
+            "at least 1",
+        ),
+        (
+            FitConfig {
+                micro_batches: 0,
+                ..good.clone()
+            },
+            "at least 1",
+        ),
+        (
+            FitConfig {
+                batch_size: 2,
+                micro_batches: 3,
+                ..good.clone()
+            },
+            "3 micro-batches of a batch of 2",
+        ),
+        (
+            FitConfig {
+                ema: 1.0,
+                ..good.clone()
+            },
+            "ema: 1 is not in [0, 1)",
+        ),
+        (
+            FitConfig {
+                ema: f64::NAN,
+                ..good.clone()
+            },
+            "ema: NaN",
+        ),
+        (
+            FitConfig {
+                betas: (0.9, 1.0),
+                ..good.clone()
+            },
+            "betas: 1 is not in [0, 1)",
+        ),
+        (
+            FitConfig {
+                betas: (-0.1, 0.9),
+                ..good.clone()
+            },
+            "betas: -0.1",
+        ),
+        (
+            FitConfig {
+                eps: 0.0,
+                ..good.clone()
+            },
+            "eps is 0",
+        ),
+        (
+            FitConfig {
+                clip: Some(0.0),
+                ..good.clone()
+            },
+            "clip is 0",
+        ),
+        (
+            FitConfig {
+                clip: Some(f64::NAN),
+                ..good.clone()
+            },
+            "clip is NaN",
+        ),
+        (
+            FitConfig {
+                checkpoint_every: 0,
+                ..good.clone()
+            },
+            "checkpoint-every",
+        ),
+        (
+            FitConfig {
+                log_every: 0,
+                ..good
+            },
+            "log-every",
+        ),
+    ];
+    for (config, expected) in cases {
+        let error = config.validate().unwrap_err();
+        assert!(
+            matches!(error, Error::Usage(_)) && error.to_string().contains(expected),
+            "{error}"
+        );
+    }
+}
