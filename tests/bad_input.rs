@@ -7,17 +7,22 @@ use tinyfusion_tests::{Place, partials};
 fn patterns_and_selections_that_do_not_fit() {
     let place = Place::with_teacher();
     for (pattern, says) in [
-        ("1:3", "4"),
-        ("3:2", "3"),
-        ("0:2", "0"),
-        ("2:4x2", "8"),
+        ("1:3", "4 blocks"),
+        ("3:2", "3:2"),
+        ("0:2", "0:2"),
+        ("2:4x2", "8 blocks"),
         ("nonsense", "nonsense"),
+        ("999999999999:9999999999999", "999999999999"),
     ] {
         let error = place.fails(
             2,
             &format!("learn teacher/model out --pattern {pattern} --steps 1"),
         );
         assert!(error.contains(says), "{pattern}: {error}");
+        assert!(
+            !place.path("out").exists(),
+            "a mistake leaves no folder that refuses the right command"
+        );
     }
     for keep in ["0,9", "2,1", "1,1"] {
         place.fails(2, &format!("cut teacher/model out --keep {keep}"));
@@ -63,7 +68,26 @@ fn settings_that_make_no_sense() {
     ] {
         place.fails(2, &format!("learn teacher/model out {flags}"));
     }
+    for flags in [
+        "--lr nan",
+        "--lr inf",
+        "--mask-lr nan",
+        "--last-lr 1e-5",
+        "--warmup 3",
+    ] {
+        place.fails(2, &format!("learn teacher/model out {flags}"));
+    }
+    std::fs::write(place.path("c.toml"), "lr = nan\n").unwrap();
+    place.fails(2, "learn teacher/model out --config c.toml");
     place.fails(2, "distill teacher/model out --steps 1 --features masked");
+    place.fails(2, "distill teacher/model out --steps 1 --selection s.json");
+    place.fails(
+        2,
+        "sample teacher/model out --sampler ddpm --steps 18446744073709551615",
+    );
+    place.fails(2, "sample teacher/model out --count 18446744073709551615");
+    place.fails(2, "pretrain out --what classifier --patch-size 0");
+    place.fails(2, "pretrain out --depth 1000000000000000000");
     place.fails(
         2,
         "distill teacher/model out --steps 1 --teacher teacher/model --features masked",
@@ -74,6 +98,34 @@ fn settings_that_make_no_sense() {
         "sample teacher/model out --count 1 --sampler ddim --steps 999999",
     );
     place.fails(2, "no-such-command");
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn cut_never_replaces_a_folder() {
+    let place = Place::with_teacher();
+    let before = place.bytes("teacher/model/model.safetensors");
+    place.fails(2, "cut teacher/model teacher/model --keep 0,1");
+    assert_eq!(before, place.bytes("teacher/model/model.safetensors"));
+}
+
+#[test]
+fn a_config_written_by_hand_needs_only_architecture_and_model() {
+    let place = Place::with_teacher();
+    let full = place.json("teacher/model/config.json");
+    std::fs::create_dir(place.path("hand")).unwrap();
+    std::fs::copy(
+        place.path("teacher/model/model.safetensors"),
+        place.path("hand/model.safetensors"),
+    )
+    .unwrap();
+    let mut config = serde_json::json!({ "architecture": "DiT", "model": full["model"], "diffusion": full["diffusion"] });
+    std::fs::write(place.path("hand/config.json"), config.to_string()).unwrap();
+    place.ok("cut hand out --keep 0,1");
+    config["model"]["depth"] = 1_000_000_000_000_000_000u64.into();
+    std::fs::write(place.path("hand/config.json"), config.to_string()).unwrap();
+    let error = place.fails(1, "cut hand out2 --keep 0,1");
+    assert!(error.contains("depth"), "{error}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Kill and interrupt in the middle: the end state is that of the unbroken run, bit for bit.
 #![allow(clippy::unwrap_used)] // a test may panic
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -39,14 +40,18 @@ fn log(place: &Place, name: &str) -> Vec<serde_json::Value> {
 #[test]
 fn learn_survives_kill_9() {
     let place = Place::with_teacher();
-    let flags = "--pattern 1:2 --steps 60 --batch-size 8 --checkpoint-every 1 --log-every 1";
+    let flags = "--pattern 1:2 --steps 150 --batch-size 8 --checkpoint-every 1 --log-every 1";
     place.ok(&format!("learn teacher/model whole {flags}"));
     // Checkpoints are written all the time, so that kills hit their writing too.
     for after in [1, 7, 20, 33] {
         let mut child = place.start(&format!("learn teacher/model broken {flags}"));
         wait_for_steps(&place.path("broken"), after);
         child.kill().unwrap();
-        child.wait().unwrap();
+        assert_eq!(
+            child.wait().unwrap().signal(),
+            Some(9),
+            "it was still running"
+        );
     }
     place.ok(&format!("learn teacher/model broken {flags}"));
     assert_eq!(
@@ -62,7 +67,7 @@ fn learn_survives_kill_9() {
         log(&place, "broken/metrics.jsonl")
     );
     for file in ["model", "ema", "optimizer"] {
-        let name = format!("checkpoints/step-000060/{file}.safetensors");
+        let name = format!("checkpoints/step-000150/{file}.safetensors");
         assert_eq!(
             place.bytes(&format!("whole/{name}")),
             place.bytes(&format!("broken/{name}")),
@@ -77,14 +82,18 @@ fn distill_survives_kill_9() {
     let place = Place::with_teacher();
     place.ok("score teacher/model pick --criterion oracle");
     place.ok("cut teacher/model cut --selection pick/selection.json");
-    let flags = "--steps 60 --batch-size 8 --checkpoint-every 1 --log-every 1 --teacher teacher/model \
+    let flags = "--steps 150 --batch-size 8 --checkpoint-every 1 --log-every 1 --teacher teacher/model \
                  --selection pick/selection.json --features masked";
     place.ok(&format!("distill cut whole {flags}"));
     for after in [2, 15, 40] {
         let mut child = place.start(&format!("distill cut broken {flags}"));
         wait_for_steps(&place.path("broken"), after);
         child.kill().unwrap();
-        child.wait().unwrap();
+        assert_eq!(
+            child.wait().unwrap().signal(),
+            Some(9),
+            "it was still running"
+        );
     }
     place.ok(&format!("distill cut broken {flags}"));
     assert_eq!(

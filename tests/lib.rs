@@ -83,7 +83,7 @@ impl Place {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Runs `line`, which must fail with `code` and one line on standard error; that line.
+    /// Runs `line`, which must fail with `code` and one error on standard error; that text.
     ///
     /// # Panics
     /// When it does not.
@@ -92,6 +92,8 @@ impl Place {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{line}\n{text}");
         assert!(!text.contains("panicked"), "{line}\n{text}");
+        let errors = text.lines().filter(|l| l.starts_with("error")).count();
+        assert_eq!(errors, 1, "one clear error: {line}\n{text}");
         text
     }
 

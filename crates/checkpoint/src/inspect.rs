@@ -82,7 +82,9 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
         tensors,
         metadata: header.metadata,
         provenance: config.as_ref().map(|c| c.provenance.clone()),
-        recorded_sha256: config.as_ref().map(|c| c.weights.sha256.clone()),
+        recorded_sha256: config
+            .as_ref()
+            .and_then(|c| Some(c.weights.as_ref()?.sha256.clone())),
         config: config.map(|c| c.into_config()),
         path,
     })

@@ -44,7 +44,9 @@ pub(crate) struct ConfigFile {
     pub(crate) model: Map<String, Value>,
     #[serde(default)]
     pub(crate) provenance: Provenance,
-    pub(crate) weights: WeightsRecord,
+    /// Absent in a config that was written by hand: then nothing is compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) weights: Option<WeightsRecord>,
     /// Other keys of the caller's config.
     #[serde(flatten)]
     pub(crate) rest: Map<String, Value>,
@@ -110,7 +112,9 @@ fn stage_files(
         sha256 = write_safetensors(w, tensors, &Metadata::new(), dtype)?;
         Ok(())
     })?;
-    config.weights.sha256.clone_from(&sha256);
+    if let Some(record) = &mut config.weights {
+        record.sha256.clone_from(&sha256);
+    }
     let config = stage(&folder.join(CONFIG_FILE), |w| {
         serde_json::to_writer_pretty(&mut *w, &config)?;
         w.write_all(b"\n")
@@ -141,10 +145,10 @@ fn config_file(config: &Value, provenance: &Provenance, tensors: &StateDict) -> 
             "needs `model`, an object with the network's sizes".into(),
         ));
     };
-    let weights = WeightsRecord {
+    let weights = Some(WeightsRecord {
         sha256: String::new(),
         parameters: tensors.elem_count(),
-    };
+    });
     Ok(ConfigFile {
         architecture,
         model,
@@ -155,7 +159,7 @@ fn config_file(config: &Value, provenance: &Provenance, tensors: &StateDict) -> 
 }
 
 /// Loads a model directory, with floating-point tensors converted to `dtype`, and checks that weights
-/// and config belong together.
+/// and config belong together (where the config records the weights' hash, as every one written here does).
 pub fn load_model_dir(
     dir: impl AsRef<Path>,
     dtype: DTypePolicy,
@@ -165,8 +169,8 @@ pub fn load_model_dir(
     let config = read_config(dir)?;
     let path = dir.join(WEIGHTS_FILE);
     let weights = load_as(&path, dtype, device)?;
-    let WeightsRecord { sha256, .. } = &config.weights;
-    if *sha256 != weights.sha256 {
+    let recorded = config.weights.as_ref().map(|w| &w.sha256);
+    if let Some(sha256) = recorded.filter(|sha256| **sha256 != weights.sha256) {
         return Err(Error::file(
             &path,
             format!(

@@ -41,10 +41,13 @@ pub(crate) fn held_out_accuracy(config: &ClassifierConfig, weights: &StateDict) 
     let net = Classifier::new(config, weights)?;
     let source = Shapes::new(ShapesConfig::default(), SHAPES_SEED, Split::HeldOut)?;
     let mut right = 0f64;
+    let progress = Progress::new("accuracy", IMAGES);
     for start in (0..IMAGES).step_by(BATCH as usize) {
+        progress.set(start, String::new());
         let batch = source.batch(&(start..start + BATCH).collect::<Vec<_>>())?;
         right += accuracy(&net.logits(&net.features(&batch.x)?)?, &batch.y)? * BATCH as f64;
     }
+    progress.finish();
     Ok(right / IMAGES as f64)
 }
 

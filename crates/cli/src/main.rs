@@ -44,7 +44,9 @@ fn main() -> ExitCode {
             // Asked twice: the user does not want to wait for the step's end.
             std::process::exit(130);
         }
-        tracing::warn!("stopping after this step, with a checkpoint; once more to stop at once");
+        tracing::warn!(
+            "stopping at the next step (a training run writes a checkpoint); once more to stop at once"
+        );
         on_signal.request();
     });
     if let Err(error) = handler {
@@ -56,7 +58,7 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(match error.downcast_ref::<Error>() {
                 Some(Error::Usage(_)) => 2,
-                Some(Error::Interrupted { .. }) => 130,
+                Some(Error::Interrupted { .. } | Error::Stopped) => 130,
                 _ => 1,
             })
         }
@@ -70,8 +72,11 @@ fn log_to_stderr(verbose: u8, quiet: bool) {
         (false, 1) => "info",
         (false, _) => "debug",
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    // RUST_LOG speaks only where no flag does.
+    let filter = match tracing_subscriber::EnvFilter::try_from_default_env() {
+        Ok(filter) if !quiet && verbose == 0 => filter,
+        _ => tracing_subscriber::EnvFilter::new(level),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

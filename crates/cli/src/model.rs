@@ -5,7 +5,7 @@ use candle_core::Device;
 use serde_json::{Value, json};
 use tinyfusion::checkpoint::{DTypePolicy, Provenance, load_model_dir, save_model_dir};
 use tinyfusion::core::{Error, StateDict};
-use tinyfusion::diffusion::DiffusionConfig;
+use tinyfusion::diffusion::{DiffusionConfig, GaussianDiffusion};
 use tinyfusion::models::{Classifier, ClassifierConfig, DiT, DiTConfig};
 
 /// A diffusion transformer from a model directory, with the process it was trained under.
@@ -16,6 +16,8 @@ pub(crate) struct DiTModel {
     /// Hash of the weight file.
     pub(crate) sha256: String,
     pub(crate) path: PathBuf,
+    /// The blocks of its parent that it was cut to, if it was.
+    pub(crate) kept: Option<Vec<usize>>,
 }
 
 const DIT: &str = "DiT";
@@ -32,6 +34,21 @@ impl DiTModel {
             Some(value) => serde_json::from_value(value.clone())
                 .map_err(|e| Error::file(path, format!("diffusion: {e}")))?,
         };
+        let outputs =
+            GaussianDiffusion::new(diffusion.clone())?.output_channels(config.in_channels);
+        if outputs != config.out_channels() {
+            return Err(Error::file(
+                path,
+                format!(
+                    "config.json: the diffusion ({:?}) needs {outputs} output channels, the model has {} (learn_sigma = {})",
+                    diffusion.variance,
+                    config.out_channels(),
+                    config.learn_sigma
+                ),
+            )
+            .into());
+        }
+        let kept = loaded.provenance.kept.clone();
         let sha256 = loaded.weights.sha256.clone();
         let weights = loaded.checked(&config.params())?.weights.tensors;
         Ok(Self {
@@ -40,6 +57,7 @@ impl DiTModel {
             weights,
             sha256,
             path: path.to_path_buf(),
+            kept,
         })
     }
 
@@ -92,6 +110,7 @@ pub(crate) fn save_classifier(
 pub(crate) fn load_classifier(path: &Path) -> Result<(ClassifierConfig, Classifier)> {
     let loaded = load_model_dir(path, DTypePolicy::F32, &Device::Cpu)?;
     let config: ClassifierConfig = section(path, &loaded.config, CLASSIFIER, "model")?;
+    config.validate().map_err(|e| Error::file(path, e))?;
     let weights = loaded.checked(&config.params())?.weights.tensors;
     let net = Classifier::new(&config, &weights)?;
     Ok((config, net))

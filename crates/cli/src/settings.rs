@@ -30,6 +30,10 @@ impl ConfigFile {
                 (table, path.display().to_string())
             }
         };
+        // JSON has no NaN or infinity: they would be dropped on the way, and a default taken instead.
+        if let Some(key) = merged.iter().find(|(_, v)| v.is_null()).map(|(k, _)| k) {
+            return Err(Error::usage(format!("{place}: `{key}` is not a finite number")).into());
+        }
         if let Some(key) = merged.keys().find(|k| !flags.contains_key(*k)) {
             let known = flags
                 .keys()
@@ -47,6 +51,15 @@ impl ConfigFile {
     }
 }
 
+/// A number flag that is finite.
+pub(crate) fn finite(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(v) if v.is_finite() => Ok(v),
+        Ok(_) => Err("expected a finite number".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
 /// The flags of the training loop, shared by every command that trains.
 #[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
@@ -61,19 +74,19 @@ pub(crate) struct FitOptions {
     #[arg(long)]
     micro_batches: Option<usize>,
     /// Peak learning rate of the weights
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     pub(crate) lr: Option<f64>,
     /// Learning rate at the last step (half cosine)
-    #[arg(long)]
-    last_lr: Option<f64>,
+    #[arg(long, value_parser = finite)]
+    pub(crate) last_lr: Option<f64>,
     /// Steps of linear warm-up
     #[arg(long)]
-    warmup: Option<u64>,
+    pub(crate) warmup: Option<u64>,
     /// Decay per step of the averaged parameters
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     ema: Option<f64>,
     /// Largest gradient norm
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     clip: Option<f64>,
     /// Seed of everything random in the run
     #[arg(long)]

@@ -13,11 +13,15 @@ use crate::model::DiTModel;
 /// Seed of the image set `shapes`: one set, whatever the seed of a run.
 pub(crate) const SHAPES_SEED: u64 = 0;
 
+/// Most images that one command draws or judges: above it, a slip of the keyboard is likelier than a wish.
+pub(crate) const MOST_IMAGES: u64 = 10_000_000;
+
 /// The flag that says what a model is trained or judged on.
 #[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct DataOptions {
-    /// `shapes` (the embedded set, the default), a packed .safetensors file, or a folder of images by class
+    /// `shapes` (the embedded set, the default), a packed .safetensors file, or a folder of images by class.
+    /// Only `shapes` has a held-out part of its own; files and folders are taken as they are
     #[arg(long, value_name = "DATA")]
     data: Option<String>,
 }

@@ -24,6 +24,9 @@ pub enum Error {
         /// Steps completed, all of them in the last checkpoint.
         step: u64,
     },
+    /// The command was asked to stop before it had anything to keep.
+    #[error("interrupted: nothing was written")]
+    Stopped,
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

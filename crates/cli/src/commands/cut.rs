@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use tinyfusion::checkpoint::{DTypePolicy, Provenance, keep_blocks};
-use tinyfusion::core::Selection;
+use tinyfusion::core::{Error, Selection};
 
 use super::score::read_selection;
 use crate::model::{DiTModel, save_dit};
@@ -41,6 +41,14 @@ struct Which {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let resources = Resources::start();
     let model = DiTModel::load(&args.model)?;
+    if args.out.exists() {
+        // Least of all the dense model itself is to be replaced by a part of it.
+        return Err(Error::usage(format!(
+            "{} exists; cut writes a new folder",
+            args.out.display()
+        ))
+        .into());
+    }
     let depth = model.config.depth;
     let selection = match (&args.which.selection, &args.which.keep) {
         (Some(path), _) => read_selection(path, depth)?,

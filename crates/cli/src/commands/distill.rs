@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tinyfusion::checkpoint::{DTypePolicy, Provenance};
-use tinyfusion::core::Error;
+use tinyfusion::core::{BlockStack, Error};
 use tinyfusion::data::shapes::Split;
 use tinyfusion::distill::{
     DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap, Run, Student, Teacher, distill,
@@ -14,7 +14,7 @@ use tinyfusion::train::{FitConfig, LrSchedule, Progress, RunDir, Stop};
 use super::score::read_selection;
 use crate::model::{DiTModel, save_dit};
 use crate::resources::Resources;
-use crate::settings::{ConfigFile, FitOptions};
+use crate::settings::{ConfigFile, FitOptions, finite};
 use crate::training_data::{DataOptions, objective};
 
 /// Recover a cut model: plain fine-tuning, or knowledge distillation from a teacher.
@@ -62,13 +62,13 @@ struct Options {
     #[arg(long)]
     features: Option<Features>,
     /// Share of the teacher's output in the loss
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     alpha_kd: Option<f64>,
     /// Weight of the hidden states at the first step; it falls to 0
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     beta: Option<f64>,
     /// Standard deviations within which an activation is an inlier
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     sigma: Option<f64>,
     #[command(flatten)]
     #[serde(flatten)]
@@ -133,6 +133,8 @@ impl Options {
 struct Settings<'a> {
     student_sha256: &'a str,
     teacher_sha256: Option<&'a str>,
+    /// Pairs (student block, teacher block) whose hidden states are matched.
+    layers: Option<&'a [(usize, usize)]>,
     data: &'a str,
     distill: &'a DistillConfig,
 }
@@ -158,25 +160,48 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         .as_ref()
         .is_some_and(|k| k.features != FeatureLoss::None);
     let layers = match (&teacher, &options.selection) {
-        (Some(teacher), Some(path)) => Some(LayerMap::group_ends(&read_selection(
-            path,
-            teacher.config.depth,
-        )?)?),
+        (Some(teacher), Some(path)) => {
+            let selection = read_selection(path, teacher.config.depth)?;
+            if model
+                .kept
+                .as_ref()
+                .is_some_and(|kept| *kept != selection.kept)
+            {
+                tracing::warn!(cut = ?model.kept, selection = ?selection.kept, "the student was cut by another selection");
+            }
+            Some(LayerMap::group_ends(&selection)?)
+        }
         (Some(_), None) if wants_features => {
             return Err(Error::usage(
                 "matching hidden states needs --selection; or pass --features none",
             )
             .into());
         }
+        (None, Some(_)) => {
+            return Err(Error::usage(
+                "selection aligns the student with a teacher: it needs --teacher",
+            )
+            .into());
+        }
         _ => None,
     };
     let knowledge = teacher_net.as_ref().map(|net| Teacher { net, layers });
+    if let Some(teacher) = &knowledge {
+        // Before the run's folder is made, so that a mistake leaves none behind.
+        if let Some(layers) = &teacher.layers {
+            layers.check(model.network()?.layout(), teacher.net.layout())?;
+        }
+    }
     let batches = options
         .data
         .batches(&model, Split::Train, config.seed, config.fit.batch_size)?;
     let settings = Settings {
         student_sha256: &model.sha256,
         teacher_sha256: teacher.as_ref().map(|t| t.sha256.as_str()),
+        layers: knowledge
+            .as_ref()
+            .and_then(|k| k.layers.as_ref())
+            .map(LayerMap::pairs),
         data: options.data.name(),
         distill: &config,
     };

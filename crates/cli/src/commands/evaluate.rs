@@ -1,4 +1,5 @@
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
@@ -10,10 +11,11 @@ use tinyfusion::data::Source;
 use tinyfusion::data::shapes::{Shapes, ShapesConfig, Split};
 use tinyfusion::fid::{self, FeatureMatrix, Splits};
 use tinyfusion::models::{Classifier, ClassifierConfig};
+use tinyfusion::train::{Progress, Stop};
 
 use crate::classifier::accuracy;
 use crate::model::load_classifier;
-use crate::training_data::SHAPES_SEED;
+use crate::training_data::{MOST_IMAGES, SHAPES_SEED};
 
 /// Compare samples with a reference: Fréchet distance, IS, precision, recall, KID, accuracy.
 ///
@@ -36,9 +38,9 @@ pub(crate) struct Args {
     json: Option<PathBuf>,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let (config, net) = load_classifier(&args.classifier)?;
-    let judge = Judge { config, net };
+    let judge = Judge { config, net, stop };
     let reference = judge.features(&judge.reference(&args.reference)?)?;
     let (images, labels) = judge.read_npz(&args.samples)?;
     let samples = judge.features(&images)?;
@@ -81,12 +83,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-struct Judge {
+struct Judge<'a> {
     config: ClassifierConfig,
     net: Classifier,
+    stop: &'a Stop,
 }
 
-impl Judge {
+impl Judge<'_> {
     /// `shapes:N` or an .npz as (N, 3, H, W) in [−1, 1].
     fn reference(&self, text: &str) -> Result<Tensor> {
         let Some(count) = text.strip_prefix("shapes:") else {
@@ -94,7 +97,13 @@ impl Judge {
         };
         let count: u64 = count
             .parse()
-            .map_err(|_| Error::usage(format!("`{text}`: expected shapes:N with a number N")))?;
+            .ok()
+            .filter(|n| (2..=MOST_IMAGES).contains(n))
+            .ok_or_else(|| {
+                Error::usage(format!(
+                    "`{text}`: expected shapes:N with N from 2 to {MOST_IMAGES}"
+                ))
+            })?;
         let source = Shapes::new(ShapesConfig::default(), SHAPES_SEED, Split::HeldOut)?;
         let x = source.batch(&(0..count).collect::<Vec<_>>())?.x;
         // Through 8 bits, as the samples went.
@@ -123,7 +132,17 @@ impl Judge {
             }
         }
         let labels = match find("arr_1") {
-            Some(y) if y.dims() == [images.dim(0)?] => Some(y),
+            Some(y) if y.dims() == [images.dim(0)?] => {
+                let classes = self.config.num_classes as i64;
+                let all = y.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+                if let Some(label) = all.iter().find(|l| !(0..classes).contains(*l)) {
+                    return Err(fail(format!(
+                        "arr_1 has the label {label}, expected 0 to {}",
+                        classes - 1
+                    )));
+                }
+                Some(y)
+            }
             Some(y) => {
                 return Err(fail(format!(
                     "arr_1 is {:?}, expected one label per image",
@@ -140,15 +159,26 @@ impl Judge {
     fn features(&self, images: &Tensor) -> Result<Tensor> {
         const BATCH: usize = 100;
         let n = images.dim(0)?;
-        let parts: Vec<Tensor> = (0..n)
-            .step_by(BATCH)
-            .collect::<Vec<_>>()
+        let progress = Progress::new("features", n as u64);
+        let done = AtomicU64::new(0);
+        let one = |start: usize| {
+            if self.stop.requested() {
+                return Err(Error::Stopped);
+            }
+            let rows = BATCH.min(n - start);
+            let features = self.net.features(&images.narrow(0, start, rows)?)?; // (B, D)
+            progress.set(
+                done.fetch_add(rows as u64, Relaxed) + rows as u64,
+                String::new(),
+            );
+            Ok(features)
+        };
+        let starts: Vec<usize> = (0..n).step_by(BATCH).collect();
+        let parts: Vec<Tensor> = starts
             .par_iter()
-            .map(|&start| {
-                self.net
-                    .features(&images.narrow(0, start, BATCH.min(n - start))?)
-            })
+            .map(|&s| one(s))
             .collect::<tinyfusion::core::Result<_>>()?;
+        progress.finish();
         Ok(Tensor::cat(&parts, 0)?)
     }
 }

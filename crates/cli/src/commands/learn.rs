@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tinyfusion::core::Error;
+use tinyfusion::core::{BlockLayout, Error};
 use tinyfusion::data::shapes::Split;
 use tinyfusion::mask::{Linear, Pattern};
 use tinyfusion::models::{DiT, DiTConfig};
@@ -12,7 +12,7 @@ use tinyfusion::train::{FitConfig, Progress, RunDir, Stop};
 use super::score::write_selection;
 use crate::model::DiTModel;
 use crate::resources::Resources;
-use crate::settings::{ConfigFile, FitOptions};
+use crate::settings::{ConfigFile, FitOptions, finite};
 use crate::training_data::{DataOptions, objective};
 
 /// Learn which blocks to keep so that the model recovers best after the cut.
@@ -62,22 +62,22 @@ struct Options {
     #[arg(long)]
     lora_rank: Option<usize>,
     /// Its α (the update is scaled by α/rank)
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     lora_alpha: Option<f64>,
     /// Linear layers that get one
     #[arg(long)]
     lora_layers: Option<Layers>,
     /// Learning rate of the mask's logits
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     mask_lr: Option<f64>,
     /// Temperature at the first step
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     tau_from: Option<f64>,
     /// Temperature at the last step
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     tau_to: Option<f64>,
     /// Factor on the logits
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     scale: Option<f64>,
     #[command(flatten)]
     #[serde(flatten)]
@@ -89,6 +89,12 @@ struct Options {
 
 impl Options {
     fn learn_config(&self) -> Result<LearnConfig> {
+        if self.fit.last_lr.is_some() || self.fit.warmup.is_some() {
+            return Err(Error::usage(
+                "learn keeps its learning rates constant: leave last-lr and warmup out",
+            )
+            .into());
+        }
         // Budgets for a small model on a CPU; the paper's are LearnConfig's own defaults.
         let defaults = FitConfig {
             steps: 300,
@@ -157,6 +163,10 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let config = options.learn_config()?;
     config.validate()?;
     let model = DiTModel::load(&args.model)?;
+    // Before the run's folder is made, so that a mistake leaves none behind.
+    config
+        .pattern
+        .groups(&BlockLayout::single(model.config.depth))?;
     let batches = options
         .data
         .batches(&model, Split::Train, config.seed, config.fit.batch_size)?;

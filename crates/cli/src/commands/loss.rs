@@ -5,10 +5,11 @@ use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::core::{Error, Plan};
 use tinyfusion::data::shapes::Split;
 use tinyfusion::recover::held_out_loss;
+use tinyfusion::train::{Progress, Stop};
 
 use super::score::read_selection;
 use crate::model::DiTModel;
-use crate::training_data::{DataOptions, held_out_objective};
+use crate::training_data::{DataOptions, MOST_IMAGES, held_out_objective};
 
 /// The denoising loss on held-out images, with fixed timesteps and noise.
 ///
@@ -36,10 +37,10 @@ pub(crate) struct Args {
     json: Option<PathBuf>,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     const BATCH: usize = 128;
-    if args.images < 2 {
-        return Err(Error::usage("images must be at least 2").into());
+    if !(2..=MOST_IMAGES).contains(&args.images) {
+        return Err(Error::usage(format!("images must be from 2 to {MOST_IMAGES}")).into());
     }
     let model = DiTModel::load(&args.model)?;
     let depth = model.config.depth;
@@ -49,9 +50,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let source = args.data.open(&model, Split::HeldOut)?;
     let count = source.len().map_or(args.images, |n| n.min(args.images));
-    let batches = (0..count)
-        .step_by(BATCH)
-        .map(|start| source.batch(&(start..(start + BATCH as u64).min(count)).collect::<Vec<_>>()));
+    let progress = Progress::new("loss", count);
+    let batches = (0..count).step_by(BATCH).map(|start| {
+        if stop.requested() {
+            return Err(Error::Stopped);
+        }
+        progress.set(start, String::new());
+        source.batch(&(start..(start + BATCH as u64).min(count)).collect::<Vec<_>>())
+    });
     let estimate = held_out_loss(
         &model.network()?,
         &plan,
@@ -59,6 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         batches,
         args.seed,
     )?;
+    progress.finish();
     let text = serde_json::to_string_pretty(&estimate)?;
     if let Some(path) = &args.json {
         write_atomic(path, |f| f.write_all(format!("{text}\n").as_bytes()))?;

@@ -45,14 +45,25 @@ impl Command {
             Self::Score(args) => score::run(args),
             Self::Cut(args) => cut::run(args),
             Self::Distill(args) => distill::run(args, stop),
-            Self::Loss(args) => loss::run(args),
+            Self::Loss(args) => loss::run(args, stop),
             Self::Sample(args) => sample::run(args, stop),
-            Self::Evaluate(args) => evaluate::run(args),
+            Self::Evaluate(args) => evaluate::run(args, stop),
         }
     }
 }
 
-/// This process's command line, for provenance.
+/// This process's command line, quoted so that it can be pasted into a shell, for provenance.
 pub(crate) fn command_line() -> String {
-    std::env::args().collect::<Vec<_>>().join(" ")
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    let quoted = |word: String| {
+        if !word.is_empty() && word.chars().all(plain) {
+            word
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    std::env::args_os()
+        .map(|a| quoted(a.to_string_lossy().into_owned()))
+        .collect::<Vec<_>>()
+        .join(" ")
 }

@@ -75,6 +75,7 @@ struct Settings<'a, M> {
     lr: LrSchedule,
     fit: &'a FitConfig,
     model: &'a M,
+    diffusion: Option<&'a DiffusionConfig>,
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
@@ -95,6 +96,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         options,
         stop,
     };
+    job.fit.validate()?;
     let outcome = match job.options.what.unwrap_or(What::Dit) {
         What::Dit => job.dit()?,
         What::Classifier => job.classifier()?,
@@ -114,13 +116,19 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn dir<M: Serialize>(&self, what: What, model: &M) -> Result<RunDir> {
+    fn dir<M: Serialize>(
+        &self,
+        what: What,
+        model: &M,
+        diffusion: Option<&DiffusionConfig>,
+    ) -> Result<RunDir> {
         let settings = Settings {
             what,
             seed: self.seed,
             lr: self.lr,
             fit: &self.fit,
             model,
+            diffusion,
         };
         Ok(RunDir::open(&self.args.out, &settings)?)
     }
@@ -128,6 +136,9 @@ impl Job<'_> {
     fn provenance(&self) -> Provenance {
         let mut provenance = Provenance::of_command(super::command_line());
         provenance.steps = Some(self.fit.steps);
+        provenance
+            .notes
+            .insert("seed".into(), self.seed.to_string());
         provenance
     }
 
@@ -164,13 +175,15 @@ impl Job<'_> {
             variance: Variance::FixedLarge,
             ..DiffusionConfig::default()
         };
-        let dir = self.dir(What::Dit, &config)?;
+        config.validate()?;
+        let dir = self.dir(What::Dit, &config, Some(&diffusion))?;
         let model = DiTModel {
             weights: config.init(self.seed, &Device::Cpu)?,
             config,
             diffusion,
             sha256: String::new(),
             path: self.args.out.clone(),
+            kept: None,
         };
         let student = Student {
             weights: &model.weights,
@@ -222,7 +235,8 @@ impl Job<'_> {
             num_classes: shapes::CLASSES.len(),
             ..defaults
         };
-        let dir = self.dir(What::Classifier, &config)?;
+        config.validate()?;
+        let dir = self.dir(What::Classifier, &config, None)?;
         let outcome = classifier::train(&config, self.seed, self.lr, &self.fit, &dir, self.stop)?;
         let accuracy = classifier::held_out_accuracy(&config, &outcome.averages)?;
         let mut provenance = self.provenance();

@@ -17,6 +17,8 @@ use tinyfusion::train::{Progress, Stop};
 
 use crate::model::DiTModel;
 use crate::resources::Resources;
+use crate::settings::finite;
+use crate::training_data::MOST_IMAGES;
 
 /// Draw images: samples.npz, a PNG grid and the speed.
 ///
@@ -41,10 +43,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 50)]
     steps: usize,
     /// Randomness of DDIM (0 is deterministic)
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = finite)]
     eta: f64,
     /// Classifier-free guidance (1 is none)
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 2.0, value_parser = finite)]
     cfg: f64,
     /// Channels that are guided: DiT on latents guides three of four
     #[arg(long, value_enum, default_value_t = Channels::All)]
@@ -83,8 +85,29 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
             Error::usage("count, steps, batch-size and grid-columns must be at least 1").into(),
         );
     }
+    if args.count as u64 > MOST_IMAGES {
+        return Err(Error::usage(format!(
+            "count is {}, at most {MOST_IMAGES} at a time",
+            args.count
+        ))
+        .into());
+    }
     let resources = Resources::start();
     let model = DiTModel::load(&args.model)?;
+    if model.config.in_channels != 3 {
+        return Err(Error::usage(format!(
+            "{} draws latents of {} channels, and the decoder that turns them into images is not there yet",
+            args.model.display(),
+            model.config.in_channels
+        ))
+        .into());
+    }
+    if args.cfg != 1.0 && model.config.class_dropout_prob == 0.0 {
+        return Err(Error::usage(
+            "the model was trained without a null class: guidance needs --cfg 1",
+        )
+        .into());
+    }
     let respacing: Respacing = match args.sampler {
         Sampler::Ddpm | Sampler::Dpm => args.steps.to_string(),
         Sampler::Ddim => format!("ddim{}", args.steps),
@@ -98,6 +121,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         args,
         net: model.network()?,
         config: &model.config,
+        model_sha256: &model.sha256,
         process: GaussianDiffusion::new(process)?,
         progress: Progress::new(
             "sample",
@@ -124,6 +148,7 @@ struct Job<'a> {
     args: &'a Args,
     net: DiT,
     config: &'a DiTConfig,
+    model_sha256: &'a str,
     process: GaussianDiffusion,
     progress: Progress,
     done: std::sync::atomic::AtomicU64,
@@ -179,7 +204,7 @@ impl Job<'_> {
             let done = self.done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
             self.progress.set(done, String::new());
             if self.stop.requested() {
-                Err(Error::run("interrupted: nothing was written"))
+                Err(Error::Stopped)
             } else {
                 Ok(())
             }
@@ -228,25 +253,27 @@ fn write(args: &Args, job: &Job<'_>, images: &Tensor, seconds: f64) -> Result<()
         &out.join("samples.npz"),
         &[("arr_0", &nhwc), ("arr_1", &labels)],
     )?;
-    if job.config.in_channels == 3 {
-        let shown = images.narrow(0, 0, args.count.min(args.grid_columns * 10))?;
-        let picture = grid(&shown, args.grid_columns, 1)?;
-        write_atomic(out.join("grid.png"), |f| {
-            let mut bytes = std::io::Cursor::new(Vec::new());
-            picture
-                .write_to(&mut bytes, image::ImageFormat::Png)
-                .map_err(std::io::Error::other)?;
-            f.write_all(bytes.get_ref())
-        })?;
-    }
+    let shown = images.narrow(0, 0, args.count.min(args.grid_columns * 10))?;
+    let picture = grid(&shown, args.grid_columns, 1)?;
+    write_atomic(out.join("grid.png"), |f| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        picture
+            .write_to(&mut bytes, image::ImageFormat::Png)
+            .map_err(std::io::Error::other)?;
+        f.write_all(bytes.get_ref())
+    })?;
     let report = json!({
         "count": args.count,
         "seconds": seconds,
         "images_per_second": args.count as f64 / seconds,
         "steps": args.steps,
         "sampler": format!("{:?}", args.sampler).to_lowercase(),
+        "eta": args.eta,
         "cfg": args.cfg,
+        "cfg_channels": format!("{:?}", args.cfg_channels),
+        "clip": args.clip,
         "seed": args.seed,
+        "model_sha256": job.model_sha256,
     });
     write_atomic(out.join("sample.json"), |f| {
         f.write_all(format!("{report:#}\n").as_bytes())
@@ -262,12 +289,20 @@ fn write(args: &Args, job: &Job<'_>, images: &Tensor, seconds: f64) -> Result<()
 
 /// An .npz under its final name only when it is whole.
 fn write_npz(path: &Path, arrays: &[(&str, &Tensor)]) -> Result<()> {
-    let partial = path.with_extension("npz.partial");
-    let written = Tensor::write_npz(arrays, &partial)
-        .map_err(|e| Error::file(path, e))
-        .and_then(|()| std::fs::rename(&partial, path).map_err(|e| Error::file(path, e)));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&partial);
-    }
-    Ok(written?)
+    // candle writes to a path of its own; the bytes then go the way of every other file.
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let scratch = tempfile::Builder::new()
+        .prefix(".samples-")
+        .suffix(".partial")
+        .tempfile_in(folder)
+        .map_err(|e| Error::file(folder, e))?;
+    Tensor::write_npz(arrays, scratch.path()).map_err(|e| Error::file(path, e))?;
+    scratch
+        .as_file()
+        .sync_all()
+        .map_err(|e| Error::file(path, e))?;
+    scratch
+        .persist(path)
+        .map_err(|e| Error::file(path, e.error))?;
+    Ok(())
 }
