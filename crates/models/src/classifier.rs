@@ -4,6 +4,8 @@ use tinyfusion_core::{Error, ParamSpec, Result, StateDict, StepRng, stream};
 use tinyfusion_nn::layers::{Attention, Linear, Mlp, PatchEmbed};
 use tinyfusion_nn::{Scope, ops};
 
+use crate::bounds::{check_sizes, check_values};
+
 const EPS: f64 = 1e-6;
 
 /// The sizes of a [`Classifier`].
@@ -41,7 +43,40 @@ impl Default for ClassifierConfig {
 }
 
 impl ClassifierConfig {
-    /// Every tensor, by name and shape.
+    /// Checks that every size is in bounds and that they fit together.
+    pub fn validate(&self) -> Result<()> {
+        const WHAT: &str = "classifier config";
+        check_sizes(
+            WHAT,
+            self.depth,
+            &[
+                ("input_size", self.input_size),
+                ("patch_size", self.patch_size),
+                ("in_channels", self.in_channels),
+                ("hidden_size", self.hidden_size),
+                ("num_heads", self.num_heads),
+                ("num_classes", self.num_classes),
+            ],
+        )?;
+        if !self.input_size.is_multiple_of(self.patch_size) {
+            return Err(Error::usage(format!(
+                "{WHAT}: patch_size {} does not divide input_size {}",
+                self.patch_size, self.input_size
+            )));
+        }
+        if !self.hidden_size.is_multiple_of(self.num_heads) {
+            return Err(Error::usage(format!(
+                "{WHAT}: {} heads (num_heads) do not divide hidden_size {}",
+                self.num_heads, self.hidden_size
+            )));
+        }
+        check_values(WHAT, &self.params())
+    }
+
+    /// Every tensor, by name and shape, of a config that passes [`validate`](Self::validate).
+    ///
+    /// # Panics
+    /// When `patch_size` is 0.
     pub fn params(&self) -> Vec<ParamSpec> {
         let (d, p) = (self.hidden_size, self.patch_size);
         let tokens = (self.input_size / p).pow(2);
@@ -82,6 +117,7 @@ impl ClassifierConfig {
 
     /// Initial weights: norms 1, biases 0, the rest normal with standard deviation 1/√inputs (0.02 for positions).
     pub fn init(&self, seed: u64, device: &Device) -> Result<StateDict> {
+        self.validate()?;
         let mut rng = StepRng::new(seed, 0, stream::INIT);
         let draw = |rng: &mut StepRng, spec: &ParamSpec| -> Result<Tensor> {
             let shape = spec.shape.as_slice();
@@ -131,12 +167,8 @@ struct Block {
 impl Classifier {
     /// The network on `weights`, whose storage it shares.
     pub fn new(config: &ClassifierConfig, weights: &StateDict) -> Result<Self> {
+        config.validate()?;
         let (d, p) = (config.hidden_size, config.patch_size);
-        if d == 0 || !config.input_size.is_multiple_of(p) || !d.is_multiple_of(config.num_heads) {
-            return Err(Error::usage(format!(
-                "classifier config: the sizes do not divide: {config:?}"
-            )));
-        }
         weights.check(&config.params())?;
         let root = Scope::new(weights, 0.0);
         let norm = |scope: Scope<'_>| -> Result<(Tensor, Tensor)> {

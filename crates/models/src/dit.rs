@@ -8,6 +8,8 @@ use tinyfusion_nn::layers::{
 };
 use tinyfusion_nn::{Scope, ops};
 
+use crate::bounds::{check_sizes, check_values};
+
 /// LayerNorm's ε throughout DiT.
 const EPS: f64 = 1e-6;
 
@@ -56,18 +58,34 @@ impl Default for DiTConfig {
 }
 
 impl DiTConfig {
-    /// Checks that the sizes fit together.
+    /// Checks that every size is in bounds and that they fit together; after that [`params`](Self::params)
+    /// is a short list without overflow.
     pub fn validate(&self) -> Result<()> {
-        let fail = |what: String| Err(Error::usage(format!("DiT config: {what}")));
-        if self.input_size == 0 || !self.input_size.is_multiple_of(self.patch_size) {
+        const WHAT: &str = "DiT config";
+        let fail = |what: String| Err(Error::usage(format!("{WHAT}: {what}")));
+        check_sizes(
+            WHAT,
+            self.depth,
+            &[
+                ("input_size", self.input_size),
+                ("patch_size", self.patch_size),
+                ("in_channels", self.in_channels),
+                ("hidden_size", self.hidden_size),
+                ("num_heads", self.num_heads),
+                ("num_classes", self.num_classes),
+                // A ratio that is negative or not a number gives 0, an infinite one usize::MAX.
+                ("hidden_size times mlp_ratio", self.mlp_hidden()),
+            ],
+        )?;
+        if !self.input_size.is_multiple_of(self.patch_size) {
             return fail(format!(
                 "patch_size {} does not divide input_size {}",
                 self.patch_size, self.input_size
             ));
         }
-        if self.hidden_size == 0 || !self.hidden_size.is_multiple_of(self.num_heads) {
+        if !self.hidden_size.is_multiple_of(self.num_heads) {
             return fail(format!(
-                "{} heads do not divide hidden_size {}",
+                "{} heads (num_heads) do not divide hidden_size {}",
                 self.num_heads, self.hidden_size
             ));
         }
@@ -77,25 +95,19 @@ impl DiTConfig {
                 self.hidden_size
             ));
         }
-        if self.depth == 0 || self.in_channels == 0 || self.num_classes == 0 {
-            return fail("depth, in_channels and num_classes must be at least 1".into());
-        }
-        if !(self.mlp_ratio.is_finite() && self.mlp_hidden() > 0) {
-            return fail(format!(
-                "mlp_ratio {} leaves no hidden channel",
-                self.mlp_ratio
-            ));
-        }
         if !(0.0..=1.0).contains(&self.class_dropout_prob) {
             return fail(format!(
                 "class_dropout_prob {} is not a probability",
                 self.class_dropout_prob
             ));
         }
-        Ok(())
+        check_values(WHAT, &self.params())
     }
 
-    /// Patches along one side.
+    /// Patches along one side, of a config that passes [`validate`](Self::validate).
+    ///
+    /// # Panics
+    /// When `patch_size` is 0.
     pub fn grid(&self) -> usize {
         self.input_size / self.patch_size
     }
@@ -128,7 +140,11 @@ impl DiTConfig {
         }
     }
 
-    /// Every tensor of the checkpoint, by name and shape.
+    /// Every tensor of the checkpoint, by name and shape, of a config that passes
+    /// [`validate`](Self::validate).
+    ///
+    /// # Panics
+    /// When `patch_size` is 0.
     pub fn params(&self) -> Vec<ParamSpec> {
         let (d, p, c, h) = (
             self.hidden_size,
@@ -170,7 +186,11 @@ impl DiTConfig {
         name == "pos_embed"
     }
 
-    /// Number of values in the network, the position table included (as in the official count).
+    /// Number of values in the network, the position table included (as in the official count), of a config
+    /// that passes [`validate`](Self::validate).
+    ///
+    /// # Panics
+    /// When `patch_size` is 0.
     pub fn parameters(&self) -> usize {
         self.params()
             .iter()

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use candle_core::{Device, Tensor};
-use tinyfusion_core::{LatentQuery, Plan, StateDict, run};
+use tinyfusion_core::{BlockStack, LatentQuery, Plan, StateDict, run};
 use tinyfusion_models::{DiT, DiTConfig};
 use tinyfusion_nn::{Scope, layers, ops};
 use tinyfusion_testing::Golden;
@@ -38,6 +38,31 @@ fn times(golden: &Golden, key: &str) -> Tensor {
         .unwrap()
 }
 
+fn query(golden: &Golden) -> LatentQuery {
+    LatentQuery {
+        x: golden.tensor("in.x"),
+        t: times(golden, "in.t"),
+        y: ids(golden, "in.y"),
+    }
+}
+
+/// The labels, those of `in.force_drop_ids` replaced by the null class.
+fn forced_labels(f: &Fixture) -> Vec<u32> {
+    let drops = f.golden.ids("in.force_drop_ids");
+    f.golden
+        .ids("in.y")
+        .into_iter()
+        .zip(drops)
+        .map(|(y, drop)| {
+            if drop == 1 {
+                f.config.num_classes as u32
+            } else {
+                y
+            }
+        })
+        .collect()
+}
+
 #[test]
 fn golden_embeddings() {
     let f = fixture();
@@ -67,19 +92,11 @@ fn golden_embeddings() {
         "out.y_emb_eval",
         &y_embedder.forward(&ids(&f.golden, "in.y")).unwrap(),
     );
-    let forced: Vec<u32> = f
-        .golden
-        .ids("in.y")
-        .into_iter()
-        .zip(f.golden.ids("in.force_drop_ids"))
-        .map(|(y, drop)| {
-            if drop == 1 {
-                f.config.num_classes as u32
-            } else {
-                y
-            }
-        })
-        .collect();
+    let forced = forced_labels(&f);
+    // Which samples lost their label: our null ids are where the reference dropped.
+    let null = f.config.num_classes as u32;
+    let lost: Vec<u32> = forced.iter().map(|y| u32::from(*y == null)).collect();
+    assert_eq!(lost, f.golden.ids("out.drop_ids"));
     let forced = Tensor::new(forced, &Device::Cpu).unwrap();
     f.golden.close(
         "out.y_emb_train_forced",
@@ -102,6 +119,8 @@ fn golden_embeddings() {
         "out.x_embed",
         &patch.forward(&f.golden.tensor("in.x")).unwrap(),
     );
+    let (tokens, _) = net.embed(&query(&f.golden)).unwrap();
+    f.golden.close("out.tokens0", &tokens);
 }
 
 #[test]
@@ -153,30 +172,14 @@ fn golden_inside_the_first_block() {
 fn golden_blocks_and_output() {
     let f = fixture();
     let net = DiT::new(&f.config, &f.weights).unwrap();
-    let query = LatentQuery {
-        x: f.golden.tensor("in.x"),
-        t: times(&f.golden, "in.t"),
-        y: ids(&f.golden, "in.y"),
-    };
+    let query = query(&f.golden);
     let all: Vec<usize> = (0..f.config.depth).collect();
     let trace = run(&net, &query, &Plan::full(f.config.depth).with_taps(all)).unwrap();
     for (i, tap) in trace.taps.iter().enumerate() {
         f.golden.close(&format!("block.{i}"), tap);
     }
     f.golden.close("out.final", &trace.output);
-    let dropped: Vec<u32> = f
-        .golden
-        .ids("in.y")
-        .into_iter()
-        .zip(f.golden.ids("in.force_drop_ids"))
-        .map(|(y, drop)| {
-            if drop == 1 {
-                f.config.num_classes as u32
-            } else {
-                y
-            }
-        })
-        .collect();
+    let dropped = forced_labels(&f);
     let query = LatentQuery {
         y: Tensor::new(dropped, &Device::Cpu).unwrap(),
         ..query
@@ -187,6 +190,28 @@ fn golden_blocks_and_output() {
             .unwrap()
             .output,
     );
+}
+
+#[test]
+fn golden_final_layer() {
+    let f = fixture();
+    let (d, p, out) = (
+        f.config.hidden_size,
+        f.config.patch_size,
+        f.config.out_channels(),
+    );
+    let at = Scope::new(&f.weights, 0.0).at("final_layer");
+    let linear = |name: &str, o| layers::Linear::load(&at.at(name), d, o).unwrap();
+    let c = ops::silu(&f.golden.tensor("out.c")).unwrap();
+    let m = linear("adaLN_modulation.1", 2 * d).forward(&c).unwrap(); // (B, 2·D): shift, scale
+    let last = f.golden.tensor(&format!("block.{}", f.config.depth - 1)); // (B, T, D)
+    let normed = ops::layer_norm_modulate(&last, &m, 0, 1, 1e-6).unwrap();
+    let patches = linear("linear", p * p * out).forward(&normed).unwrap(); // (B, T, p·p·C_out)
+    f.golden.close("out.final_layer", &patches);
+    // The image is the recorded patches put in place, value for value.
+    let recorded = f.golden.tensor("out.final_layer");
+    let image = layers::unpatchify(&recorded, f.config.grid(), p, out).unwrap(); // (B, C_out, H, W)
+    f.golden.close_within("out.final", &image, 0.0);
 }
 
 #[test]

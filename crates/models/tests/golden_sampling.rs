@@ -64,6 +64,13 @@ impl Fixture {
     }
 }
 
+/// The timesteps that the process visits are the recorded ones.
+fn same_timesteps(golden: &Golden, key: &str, process: &GaussianDiffusion) {
+    let map = &process.schedule().timestep_map;
+    let map: Vec<u32> = map.iter().map(|t| *t as u32).collect();
+    assert_eq!(map, golden.ids(key), "{key}");
+}
+
 /// Row k of a recorded stack of steps, compared with that row's share of the tolerance.
 fn close_at(golden: &Golden, key: &str, k: usize, got: &Tensor) {
     let want = golden.tensor(key).get(k).unwrap();
@@ -93,6 +100,7 @@ fn golden_guided_forward() {
 fn golden_ddpm_loop() {
     let f = Fixture::open("gaussian_diffusion.safetensors");
     let process = f.process("respacing");
+    same_timesteps(&f.golden, "loop.timestep_map", &process);
     let (z, y, noise) = (
         f.golden.tensor("loop.z"),
         f.ids("loop.y"),
@@ -128,6 +136,7 @@ fn golden_ddpm_loop() {
 fn golden_ddim_loop() {
     let f = Fixture::open("gaussian_diffusion.safetensors");
     let process = f.process("ddim_respacing");
+    same_timesteps(&f.golden, "ddim_loop.timestep_map", &process);
     let (z, y, noise) = (
         f.golden.tensor("loop.z"),
         f.ids("loop.y"),

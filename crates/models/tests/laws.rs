@@ -191,3 +191,84 @@ fn misfits_are_usage_errors_that_name_the_field() {
         );
     }
 }
+
+#[test]
+fn sizes_out_of_bounds_are_usage_errors_that_name_the_field() {
+    type Change = fn(&mut DiTConfig, usize);
+    let fields: [(&str, Change); 7] = [
+        ("input_size", |c, n| c.input_size = n),
+        ("patch_size", |c, n| c.patch_size = n),
+        ("in_channels", |c, n| c.in_channels = n),
+        ("hidden_size", |c, n| c.hidden_size = n),
+        ("depth", |c, n| c.depth = n),
+        ("num_heads", |c, n| c.num_heads = n),
+        ("num_classes", |c, n| c.num_classes = n),
+    ];
+    for (field, change) in fields {
+        for value in [0, (1 << 20) + 1, 1 << 32, usize::MAX / 3, usize::MAX] {
+            let mut hostile = config();
+            change(&mut hostile, value);
+            for error in [
+                hostile.validate().unwrap_err(),
+                hostile.init(0, &Device::Cpu).unwrap_err(),
+                DiT::new(&hostile, &StateDict::new()).unwrap_err(),
+            ] {
+                assert!(
+                    matches!(&error, tinyfusion_core::Error::Usage(m)
+                        if m.contains(field) && m.contains(&value.to_string())),
+                    "{field} = {value}: {error}"
+                );
+            }
+        }
+    }
+    for mlp_ratio in [
+        0.0,
+        0.01,
+        -4.0,
+        1e9,
+        1e300,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+    ] {
+        let error = DiTConfig {
+            mlp_ratio,
+            ..config()
+        }
+        .validate()
+        .unwrap_err();
+        assert!(
+            matches!(&error, tinyfusion_core::Error::Usage(m) if m.contains("mlp_ratio")),
+            "{mlp_ratio}: {error}"
+        );
+    }
+    assert!(config().with_depth(4096).validate().is_ok());
+    assert!(config().with_depth(4097).validate().is_err());
+}
+
+#[test]
+fn sizes_whose_product_overflows_are_refused() {
+    let big = 1 << 20;
+    for hostile in [
+        DiTConfig {
+            input_size: big,
+            patch_size: 1,
+            ..config()
+        },
+        DiTConfig {
+            input_size: big,
+            patch_size: big,
+            in_channels: big,
+            hidden_size: big,
+            mlp_ratio: 1.0,
+            depth: 4096,
+            ..config()
+        },
+    ] {
+        let error = hostile.validate().unwrap_err();
+        assert!(
+            matches!(&error, tinyfusion_core::Error::Usage(m) if m.contains("values")),
+            "{error}"
+        );
+    }
+}
