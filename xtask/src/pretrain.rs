@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Hours of training go on with a rebuilt binary.
     driver.binary_sha256 = "any".into();
     catch_interrupts()?;
-    drive(&driver, &stages)?;
+    drive(&driver, &stages, |_| None)?;
     for stage in &stages {
         let made: Vec<String> = stage.outputs.iter().map(|o| say(o)).collect();
         println!("{}: {}", stage.name, made.join(", "));
@@ -85,7 +85,7 @@ fn stages(preset: &Preset, out: &Path, export: Option<&Path>) -> Result<Vec<Stag
         .map(|(what, asset, table, seconds)| {
             let folder = out.join(what);
             let mut args = strings(&["pretrain", &say(&folder), "--what", what]);
-            args.extend(flags(table)?);
+            args.extend(flags("pretrain", table)?);
             args.extend(strings(&["--seed", &preset.seed.to_string()]));
             let mut outputs = model_files(&folder.join("model"));
             outputs.push(folder.join("metrics.jsonl"));

@@ -127,6 +127,11 @@ fn a_run_writes_the_report_and_a_second_run_does_nothing() {
             "fid",
             "images_per_second",
             "seed",
+            "inception_score",
+            "precision",
+            "recall",
+            "kid",
+            "accuracy",
         ] {
             assert!(!row[key].is_null(), "{} has no {key}", row["id"]);
         }
@@ -149,6 +154,9 @@ fn a_run_writes_the_report_and_a_second_run_does_nothing() {
     assert_eq!(kd["stages"]["recovery"]["seconds"], 12.5);
     assert_eq!(kd["recovery"], "masked-kd");
     assert_eq!(results["random"]["count"], 4);
+    assert!(results["machine"]["cores"].as_u64() >= Some(1));
+    let table = fs::read_to_string(bench.path("out/table.md")).unwrap();
+    assert!(said.contains(&table) && said.trim_end().ends_with("/out/table.md"));
     has(
         &bench.path("out/report.md"),
         &[
@@ -226,6 +234,48 @@ fn after_a_failure_the_run_goes_on_where_it_stopped() {
             .len(),
         13
     );
+}
+
+#[test]
+fn a_row_that_diverges_or_cannot_be_measured_leaves_the_report_standing() {
+    let bench = Bench::new();
+    let env = [
+        ("FAKE_NULL", "rows/learned-1-2-ft/loss.json"),
+        ("FAKE_FAIL", "rows/oracle-kd/samples --"),
+    ];
+    let output = bench.run(&env, &[]);
+    // The report is there, and the run is not called a success.
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("1 of 13 rows could not be measured: oracle-kd/sampling failed"),
+        "{said}"
+    );
+    let results = bench.json("out/results.json");
+    let row = |id: &str| {
+        let rows = results["rows"].as_array().unwrap();
+        rows.iter().find(|r| r["id"] == id).unwrap().clone()
+    };
+    let failed = row("oracle-kd");
+    assert!(failed["fid"].is_null() && failed["images_per_second"].is_null());
+    assert!(failed["held_out_loss"].is_f64());
+    assert_eq!(failed["failed"]["error"], "error: out of luck");
+    assert!(row("learned-1-2-ft")["held_out_loss"].is_null());
+    has(
+        &bench.path("out/report.md"),
+        &[
+            "learned 1:2 (lora), fine-tuned diverged: ",
+            "`oracle-kd/sampling` failed: error: out of luck.",
+            "| diverged | diverged |",
+        ],
+    );
+    let calls = bench.calls();
+    assert!(!calls.iter().any(|c| c.contains("oracle-kd/scores.json")));
+    // The next start tries what failed again, and only that.
+    succeeded(&bench.run(&[], &[]));
+    let again = bench.calls();
+    assert_eq!(again.len(), 2, "{again:?}");
+    assert!(bench.path("out/rows/oracle-kd/scores.json").exists());
 }
 
 #[test]

@@ -3,10 +3,15 @@
 //! The rules: two numbers within 1 % are a tie. A difference that is no larger than the whole spread
 //! (largest less smallest) of the random masks is named as such and not called a win: another
 //! random draw moves the number as far. "Better than random" without reserve means better than every
-//! random mask. A speed-up counts only against dense sampling with fewer steps at the same speed.
+//! random mask, a tie with the best of them excluded. A model whose loss is not a number has diverged, and
+//! is never better than anything, whatever FID its samples have. A speed-up counts only against dense sampling with fewer steps at the same speed.
+
+mod rules;
 
 use super::correlation::rank_correlation;
 use super::svg::short;
+use rules::{Order, best, compare, loss, order, rows, unscored};
+
 use crate::reproduce::{Recovery, ResultRow, Results};
 
 /// The word in front of a finding.
@@ -37,9 +42,6 @@ pub(crate) struct Finding {
     pub(crate) answers: Vec<(Verdict, String)>,
 }
 
-/// Two numbers are a tie if they differ by no more than this part of the larger.
-const TIE: f64 = 0.01;
-
 /// Every finding, in the report's order.
 pub(crate) fn findings(results: &Results) -> Vec<Finding> {
     let all = [
@@ -64,7 +66,7 @@ pub(crate) fn findings(results: &Results) -> Vec<Finding> {
             fewer_steps(results),
         ),
         (
-            "Does depth matter: is the dense teacher better than the best half?",
+            "Does depth matter: is the dense teacher better than the best recovered student?",
             depth(results),
         ),
         (
@@ -97,7 +99,7 @@ pub(crate) fn headline(results: &Results) -> String {
         .map(|a| a.0)
         .collect();
     let wins = verdicts.iter().filter(|v| **v == Verdict::Yes).count();
-    if verdicts.is_empty() {
+    let learned = if verdicts.iter().all(|v| *v == Verdict::Unknown) {
         "There are no numbers to compare the learned masks with random ones.".into()
     } else if wins == verdicts.len() {
         "In this run the learned masks recover better than every random mask.".into()
@@ -107,10 +109,29 @@ pub(crate) fn headline(results: &Results) -> String {
             verdicts.len()
         )
     } else if verdicts.contains(&Verdict::Unclear) {
-        "In this run the learned masks do not clearly win: none is outside the spread of the random masks.".into()
+        "In this run the learned masks do not clearly win: none recovers better than every random mask.".into()
     } else {
-        "In this run the learned masks do not win: the median random mask recovers better.".into()
-    }
+        "In this run the learned masks do not win: none recovers better than the median random mask.".into()
+    };
+    [Some(learned), depth_in_a_sentence(results)]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<String>>()
+        .join(" ")
+}
+
+fn depth_in_a_sentence(results: &Results) -> Option<String> {
+    let verdicts: Vec<Verdict> = depth(results).into_iter().map(|a| a.0).collect();
+    let text = if verdicts.is_empty() || verdicts.contains(&Verdict::Unknown) {
+        return None;
+    } else if verdicts.iter().all(|v| *v == Verdict::Yes) {
+        "Depth matters: the dense teacher is better than the best recovered student."
+    } else if verdicts.contains(&Verdict::No) {
+        "Depth does not matter here: the dense teacher is worse than a recovered student."
+    } else {
+        "It is not clear that depth matters: the best recovered student comes close to the dense teacher."
+    };
+    Some(text.into())
 }
 
 /// What every reader has to know before the numbers.
@@ -140,90 +161,31 @@ pub(crate) fn caveats(results: &Results) -> Vec<String> {
             .iter()
             .map(|w| format!("The evaluator warns: {w}.").replace("..", ".")),
     );
+    let unmeasured = |r: &ResultRow| match &r.failed {
+        Some(f) => Some(format!(
+            "{} could not be measured, because `{}` failed: {}.",
+            r.name,
+            f.stage,
+            f.error.trim().trim_end_matches('.').replace('\n', "; ")
+        )),
+        None => r.diverged().then(|| {
+            format!(
+                "{} diverged: its held-out loss is not a number, and its scores are not shown.",
+                r.name
+            )
+        }),
+    };
+    list.extend(results.rows.iter().filter_map(unmeasured));
     list
-}
-
-/// Lower is better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    Better,
-    Tie,
-    Worse,
-}
-
-fn order(a: f64, b: f64) -> Order {
-    if (a - b).abs() <= TIE * a.abs().max(b.abs()) {
-        Order::Tie
-    } else if a < b {
-        Order::Better
-    } else {
-        Order::Worse
-    }
-}
-
-/// Whether row a is better than row b by FID, with the held-out loss beside it.
-fn compare(a: &ResultRow, b: &ResultRow, results: &Results) -> (Verdict, String) {
-    let (Some(x), Some(y)) = (a.fid, b.fid) else {
-        return (
-            Verdict::Unknown,
-            format!("{} or {} has no FID.", a.name, b.name),
-        );
-    };
-    let spread = results
-        .random
-        .as_ref()
-        .and_then(|r| r.fid)
-        .map(|s| s.width());
-    let within = spread.filter(|s| (x - y).abs() <= *s);
-    let fids = format!(
-        "FID {} for {} against {} for {}",
-        short(x),
-        a.name,
-        short(y),
-        b.name
-    );
-    let (verdict, text) = match (order(x, y), within) {
-        (Order::Tie, _) => (Verdict::Unclear, format!("a tie: {fids}")),
-        (Order::Better, None) => (Verdict::Yes, fids),
-        (Order::Worse, None) => (Verdict::No, fids),
-        (direction, Some(spread)) => {
-            let how = if direction == Order::Better {
-                "better"
-            } else {
-                "worse"
-            };
-            let text = format!(
-                "{how}, but by less than the spread of the random masks ({}): {fids}",
-                short(spread)
-            );
-            (Verdict::Unclear, text)
-        }
-    };
-    (
-        verdict,
-        format!(
-            "{text}; held-out loss {} against {}.",
-            short(a.held_out_loss),
-            short(b.held_out_loss)
-        ),
-    )
-}
-
-fn rows<'a>(
-    results: &'a Results,
-    criterion: &'a str,
-    recovery: Recovery,
-) -> impl Iterator<Item = &'a ResultRow> {
-    results
-        .rows
-        .iter()
-        .filter(move |r| r.criterion == criterion && r.recovery == recovery)
 }
 
 fn learned_against_median(results: &Results) -> Vec<(Verdict, String)> {
     let answer = |row: &ResultRow| -> Option<(Verdict, String)> {
         let random = results.random.as_ref()?;
-        let (fid, spread) = (row.fid?, random.fid?);
+        let spread = random.fid?;
+        let Some(fid) = row.score() else {
+            return Some(unscored(row));
+        };
         let numbers = format!(
             "FID {} for {} against a median of {} ({} to {}, {} masks)",
             short(fid),
@@ -234,7 +196,12 @@ fn learned_against_median(results: &Results) -> Vec<(Verdict, String)> {
             random.count
         );
         let (verdict, text) = match order(fid, spread.median) {
-            Order::Better if fid < spread.min => (Verdict::Yes, numbers),
+            // A tie with the best random mask is no win over it.
+            Order::Better if order(fid, spread.min) == Order::Better => (Verdict::Yes, numbers),
+            Order::Better if fid < spread.min => (
+                Verdict::Unclear,
+                format!("better than the median, but a tie with the best random mask: {numbers}"),
+            ),
             Order::Better => (
                 Verdict::Unclear,
                 format!(
@@ -250,7 +217,7 @@ fn learned_against_median(results: &Results) -> Vec<(Verdict, String)> {
         let loss = random.held_out_loss.map_or(String::new(), |l| {
             format!(
                 "; held-out loss {} against {} ({} to {})",
-                short(row.held_out_loss),
+                loss(row),
                 short(l.median),
                 short(l.min),
                 short(l.max)
@@ -265,13 +232,15 @@ fn learned_against_median(results: &Results) -> Vec<(Verdict, String)> {
 
 fn learned_against_every(results: &Results) -> Vec<(Verdict, String)> {
     let random: Vec<(f64, &ResultRow)> = rows(results, "random", Recovery::FineTuning)
-        .filter_map(|r| Some((r.fid?, r)))
+        .filter_map(|r| Some((r.score()?, r)))
         .collect();
     let Some((best, best_row)) = random.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
         return Vec::new();
     };
     let answer = |row: &ResultRow| {
-        let fid = row.fid?;
+        let Some(fid) = row.score() else {
+            return unscored(row);
+        };
         let beaten = random
             .iter()
             .filter(|(r, _)| order(fid, *r) == Order::Better)
@@ -289,10 +258,10 @@ fn learned_against_every(results: &Results) -> Vec<(Verdict, String)> {
             best_row.name,
             short(*best)
         );
-        Some((verdict, text))
+        (verdict, text)
     };
     rows(results, "learned", Recovery::FineTuning)
-        .filter_map(answer)
+        .map(answer)
         .collect()
 }
 
@@ -344,25 +313,22 @@ fn fewer_steps(results: &Results) -> Vec<(Verdict, String)> {
         .collect();
     let Some(fastest) = controls
         .iter()
-        .max_by(|a, b| a.images_per_second.total_cmp(&b.images_per_second))
+        .filter_map(|c| c.images_per_second)
+        .max_by(f64::total_cmp)
     else {
         return Vec::new();
     };
     let answer = |row: &ResultRow| {
-        let speed = row.images_per_second;
-        let fair = controls
-            .iter()
-            .filter(|c| c.images_per_second >= AS_FAST * speed && c.fid.is_some());
-        let Some(control) = fair.min_by(|a, b| {
-            a.fid
-                .unwrap_or(f64::MAX)
-                .total_cmp(&b.fid.unwrap_or(f64::MAX))
-        }) else {
+        let Some(speed) = row.images_per_second.filter(|_| row.score().is_some()) else {
+            return unscored(row);
+        };
+        let as_fast = |c: &&ResultRow| c.images_per_second.is_some_and(|s| s >= AS_FAST * speed);
+        let Some(control) = best(controls.iter().copied().filter(as_fast)) else {
             let text = format!(
                 "no control is as fast as {} ({} images/s); the fastest has {}.",
                 row.name,
                 short(speed),
-                short(fastest.images_per_second)
+                short(fastest)
             );
             return (Verdict::Unknown, text);
         };
@@ -370,7 +336,7 @@ fn fewer_steps(results: &Results) -> Vec<(Verdict, String)> {
         let speeds = format!(
             "{} and {} images/s",
             short(speed),
-            short(control.images_per_second)
+            short(control.images_per_second.unwrap_or(f64::NAN))
         );
         (verdict, format!("{text} At {speeds}."))
     };
@@ -384,33 +350,25 @@ fn fewer_steps(results: &Results) -> Vec<(Verdict, String)> {
     pruned.chain(best_other).map(answer).collect()
 }
 
-fn best<'a>(rows: impl Iterator<Item = &'a ResultRow>) -> Option<&'a ResultRow> {
-    rows.filter(|r| r.fid.is_some()).min_by(|a, b| {
-        a.fid
-            .unwrap_or(f64::MAX)
-            .total_cmp(&b.fid.unwrap_or(f64::MAX))
-    })
-}
-
 fn depth(results: &Results) -> Vec<(Verdict, String)> {
     let Some(dense) = results.rows.iter().find(|r| r.id == "dense") else {
         return Vec::new();
     };
-    let students = results
-        .rows
-        .iter()
-        .filter(|r| r.criterion != "dense" && r.recovery == Recovery::FineTuning);
-    let Some(student) = best(students) else {
-        return Vec::new();
+    let students = || results.rows.iter().filter(|r| r.criterion != "dense");
+    let answer = |student: &ResultRow| {
+        let (verdict, text) = compare(dense, student, results);
+        let losses = dense.held_out_loss.zip(student.held_out_loss);
+        // Both numbers have to say so.
+        if verdict == Verdict::Yes && losses.is_none_or(|(a, b)| order(a, b) != Order::Better) {
+            let text = format!("FID says so, the held-out loss does not: {text}");
+            return (Verdict::Unclear, text);
+        }
+        (verdict, text)
     };
-    let (mut verdict, mut text) = compare(dense, student, results);
-    // Both numbers have to say so.
-    if verdict == Verdict::Yes && order(dense.held_out_loss, student.held_out_loss) != Order::Better
-    {
-        verdict = Verdict::Unclear;
-        text = format!("FID says so, the held-out loss does not: {text}");
-    }
-    vec![(verdict, text)]
+    // The best with the teacher's help, if it is another one, is the harder opponent.
+    let tuned = best(students().filter(|r| r.recovery == Recovery::FineTuning));
+    let any = best(students()).filter(|r| tuned.is_none_or(|t| t.id != r.id));
+    tuned.into_iter().chain(any).map(answer).collect()
 }
 
 fn calibration(results: &Results) -> Vec<(Verdict, String)> {
@@ -418,7 +376,7 @@ fn calibration(results: &Results) -> Vec<(Verdict, String)> {
         .rows
         .iter()
         .filter(|r| r.recovery == Recovery::FineTuning)
-        .filter_map(|r| Some((r.calibration_loss?, r.fid?)))
+        .filter_map(|r| Some((r.calibration_loss?, r.score()?)))
         .collect();
     let Some(rho) = rank_correlation(&points) else {
         return Vec::new();

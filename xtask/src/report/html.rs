@@ -1,8 +1,9 @@
 //! `report.html`: one file, nothing fetched, for light and dark, wide and narrow screens.
 
 use super::findings::{Verdict, caveats, findings, headline};
-use super::svg::{escape, short};
-use super::{Figure, Grid, paper, table};
+use super::svg::escape;
+use super::table::{self, Kind};
+use super::{Figure, Grid, paper};
 use crate::reproduce::Results;
 
 const STYLE: &str = include_str!("style.css");
@@ -68,14 +69,15 @@ fn results_table(results: &Results) -> String {
     let depth = results.rows.iter().map(|r| r.depth).max().unwrap_or(0);
     let mut rows = String::new();
     for line in table::lines(results) {
-        let class = if line.aggregate {
+        let aggregate = line.kind == Kind::Aggregate;
+        let class = if aggregate {
             " class=\"aggregate\""
         } else {
             ""
         };
         let strip = line.kept.map_or(String::new(), |kept| strip(&kept, depth));
         let mut numbers = cells(&line.cells[..line.cells.len() - 1]);
-        if line.aggregate {
+        if aggregate {
             // `26 (20 to 32)`: the spread below the median, or the column would grow too wide.
             numbers = numbers.replace(" (", " <small>(").replace(')', ")</small>");
         }
@@ -169,27 +171,10 @@ fn samples(grids: &[Grid]) -> String {
 }
 
 fn paper_table() -> String {
-    let columns = [
-        "method",
-        "depth",
-        "steps of training",
-        "FID",
-        "IS",
-        "prec.",
-        "recall",
-        "it/s",
-    ];
-    let row = |r: &paper::PaperRow| {
-        let numbers = [r.fid, r.inception_score, r.precision, r.recall, r.speed].map(short);
-        let all: Vec<String> = [r.name, r.depth, r.steps]
-            .map(String::from)
-            .into_iter()
-            .chain(numbers)
-            .collect();
-        format!("<tr>{}</tr>\n", cells(&all))
-    };
-    let rows: String = paper::ROWS.iter().map(row).collect();
-    let table = scrolling("The paper's results", &columns, &rows);
+    let rows: String = paper::lines()
+        .map(|line| format!("<tr>{}</tr>\n", cells(&line)))
+        .collect();
+    let table = scrolling("The paper's results", paper::COLUMNS, &rows);
     format!(
         "<p><strong>{}</strong></p>\n{table}\n<p class=\"note\">{}</p>",
         escape(paper::LABEL),

@@ -1,7 +1,8 @@
 //! `report.md`.
 
 use super::findings::{caveats, findings, headline};
-use super::{paper, svg::short, table};
+use super::paper;
+use super::table::{self, Kind, Line};
 use crate::reproduce::Results;
 
 /// The whole report but its pictures, which are in `report.html`.
@@ -11,20 +12,21 @@ pub(crate) fn report(results: &Results) -> String {
         results.preset,
         headline(results)
     );
-    out += &format!(
-        "{}\n\nPictures and plots: [report.html](report.html). Every number: [results.json](results.json).\n\n",
-        table::machine(results)
-    );
-    out += &format!("## Results\n\n{}\n{}\n\n", table(results), table::LEGEND);
+    out += "Pictures and plots: [report.html](report.html). Every number: [results.json](results.json).\n\n";
+    out += &format!("## Results\n\n{}\n", summary(results));
     out += &format!("## What the numbers show\n\n{}\n", findings_list(results));
     out += "### To be kept in mind\n\n";
     for caveat in caveats(results) {
         out += &format!("- {caveat}\n");
     }
     out += &format!(
+        "\n## Every row\n\n{}",
+        table(table::COLUMNS, table::lines(results))
+    );
+    out += &format!(
         "\n## The paper's table\n\n{}\n\n{}\n{}\n",
         paper::LABEL,
-        paper_table(),
+        grid(paper::COLUMNS, paper::lines()),
         paper::RANDOM
     );
     out += &format!(
@@ -34,10 +36,20 @@ pub(crate) fn report(results: &Results) -> String {
     out
 }
 
-/// The results alone.
-pub(crate) fn table(results: &Results) -> String {
-    let lines = table::lines(results).into_iter().map(|line| {
-        if line.aggregate {
+/// The results in few columns, what they mean and where they were measured: to be pasted elsewhere.
+pub(crate) fn summary(results: &Results) -> String {
+    format!(
+        "{}\n{}\n\nPreset `{}`, measured on: {}\n",
+        table(table::COMPACT, table::compact(results)),
+        table::LEGEND,
+        results.preset,
+        table::machine(results)
+    )
+}
+
+fn table(columns: &[&str], lines: Vec<Line>) -> String {
+    let lines = lines.into_iter().map(|line| {
+        if line.kind == Kind::Aggregate {
             line.cells
                 .iter()
                 .map(|c| {
@@ -52,29 +64,7 @@ pub(crate) fn table(results: &Results) -> String {
             line.cells
         }
     });
-    grid(table::COLUMNS, lines)
-}
-
-fn paper_table() -> String {
-    let columns = [
-        "method",
-        "depth",
-        "steps of training",
-        "FID",
-        "IS",
-        "prec.",
-        "recall",
-        "it/s",
-    ];
-    let lines = paper::ROWS.iter().map(|r| {
-        let numbers = [r.fid, r.inception_score, r.precision, r.recall, r.speed].map(short);
-        [r.name, r.depth, r.steps]
-            .map(String::from)
-            .into_iter()
-            .chain(numbers)
-            .collect()
-    });
-    grid(&columns, lines)
+    grid(columns, lines)
 }
 
 /// A table; all columns but the first are numbers, to the right.
@@ -114,11 +104,27 @@ mod tests {
             [vec!["x | y".to_string(), "1".into()]].into_iter(),
         );
         assert_eq!(text, "| a | b |\n|---|--:|\n| x \\| y | 1 |\n");
-        for table in [table(&results()), paper_table()] {
+        let r = results();
+        for table in [
+            table(table::COLUMNS, table::lines(&r)),
+            table(table::COMPACT, table::compact(&r)),
+            grid(paper::COLUMNS, paper::lines()),
+        ] {
             let bars = |l: &str| l.matches('|').count();
             let columns = bars(table.lines().next().unwrap());
             assert!(table.lines().all(|l| bars(l) == columns), "{table}");
         }
+    }
+
+    #[test]
+    fn the_summary_stands_for_itself() {
+        let text = summary(&results());
+        let head = "| method | kept | params | calibration loss | held-out loss | FID | IS | P | R | accuracy | images/s |\n";
+        assert!(text.starts_with(head), "{text}");
+        // The random masks are one line, and the machine is named.
+        assert_eq!(text.matches("| **random").count(), 1);
+        assert!(!text.contains("seed 0") && text.contains("2 cores, 8.0 GiB"));
+        assert!(report(&results()).contains(&text));
     }
 
     #[test]

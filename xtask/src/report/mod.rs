@@ -18,7 +18,7 @@ use base64::Engine as _;
 use serde::Deserialize;
 
 use crate::files;
-use crate::reproduce::{Recovery, Results, Row, say};
+use crate::reproduce::{Recovery, ResultRow, Results, Row, say};
 use plots::{Curve, Decision, Group, Metric};
 
 /// A picture made of the run's own files.
@@ -38,20 +38,21 @@ struct Grid {
     address: String,
 }
 
-/// Writes the three files into `out` and says the main thing.
+/// Writes the four files into `out` and says the main thing.
 pub(crate) fn write(results: &Results, rows: &[Row], out: &Path) -> Result<()> {
     let figures = figures(results, rows)?;
     let grids = grids(results, rows)?;
     files::write_json(&out.join("results.json"), results)?;
     files::write_atomic(&out.join("report.md"), markdown::report(results).as_bytes())?;
+    let summary = markdown::summary(results);
+    files::write_atomic(&out.join("table.md"), summary.as_bytes())?;
     files::write_atomic(
         &out.join("report.html"),
         html::report(results, &figures, &grids).as_bytes(),
     )?;
-    println!("\n{}", markdown::table(results));
-    println!("{}", findings::headline(results));
+    println!("\n{summary}\n{}", findings::headline(results));
     println!(
-        "report: {0}/report.html, {0}/report.md, {0}/results.json",
+        "report: {0}/report.html, {0}/report.md, {0}/results.json\ntable: {0}/table.md",
         say(out)
     );
     Ok(())
@@ -172,13 +173,15 @@ fn grids(results: &Results, rows: &[Row]) -> Result<Vec<Grid>> {
         .pointer("/sample/flags/grid-columns")
         .and_then(serde_json::Value::as_u64)
         .unwrap_or(10);
-    let grid = |(row, result): (&Row, &crate::reproduce::ResultRow)| {
+    let grid = |(row, result): (&Row, &ResultRow)| {
         let png = std::fs::read(&row.files.grid)
             .with_context(|| format!("cannot read {}", say(&row.files.grid)))?;
         let png = first_rows(&png, columns as u32).with_context(|| say(&row.files.grid))?;
-        let fid = result
-            .fid
-            .map_or("no FID".into(), |fid| format!("FID {}", svg::short(fid)));
+        let fid = match result.score() {
+            Some(fid) => format!("FID {}", svg::short(fid)),
+            None if result.diverged() => "diverged".into(),
+            None => "no FID".into(),
+        };
         Ok(Grid {
             name: row.name.clone(),
             caption: format!("{}; {fid}", row.name),
@@ -188,7 +191,12 @@ fn grids(results: &Results, rows: &[Row]) -> Result<Vec<Grid>> {
             ),
         })
     };
-    rows.iter().zip(&results.rows).map(grid).collect()
+    // A row whose sampling failed has no pictures.
+    rows.iter()
+        .zip(&results.rows)
+        .filter(|(_, result)| result.images_per_second.is_some())
+        .map(grid)
+        .collect()
 }
 
 /// Cuts a grid of square pictures to its first rows: a report has no room for all.

@@ -1,5 +1,7 @@
 //! The paper's own numbers, to stand beside ours.
 
+use super::svg::short;
+
 /// A row of the paper's table for DiT-XL/2 on ImageNet at 256×256 (TinyFusion, arXiv 2412.01199,
 /// table 1): name, depth, recovery or training steps, IS, FID, precision, recall, iterations per second.
 pub(crate) struct PaperRow {
@@ -29,6 +31,27 @@ const fn row(
         recall,
         speed,
     }
+}
+
+/// Names of the columns; all but the first hold numbers.
+pub(crate) const COLUMNS: &[&str] = &[
+    "method",
+    "depth",
+    "steps of training",
+    "FID",
+    "IS",
+    "P",
+    "R",
+    "it/s",
+];
+
+/// The table's cells, line by line.
+pub(crate) fn lines() -> impl Iterator<Item = Vec<String>> {
+    ROWS.iter().map(|r| {
+        let numbers = [r.fid, r.inception_score, r.precision, r.recall, r.speed].map(short);
+        let names = [r.name, r.depth, r.steps].map(String::from);
+        names.into_iter().chain(numbers).collect()
+    })
 }
 
 /// Said wherever the table is shown.

@@ -189,7 +189,7 @@ pub(crate) fn fid_over_calibration(results: &Results) -> String {
     let points: Vec<(&ResultRow, f64, f64)> = results
         .rows
         .iter()
-        .filter_map(|r| Some((r, r.calibration_loss?, r.fid?)))
+        .filter_map(|r| Some((r, r.calibration_loss?, r.score()?)))
         .collect();
     let mut svg = Svg::new(
         640.0,
@@ -230,14 +230,18 @@ pub(crate) fn fid_over_calibration(results: &Results) -> String {
 
 /// Sampling speed over depth, with the line of time proportional to depth.
 pub(crate) fn speed_over_depth(results: &Results) -> String {
-    let rows = &results.rows;
+    let rows: Vec<(&ResultRow, f64)> = results
+        .rows
+        .iter()
+        .filter_map(|r| Some((r, r.images_per_second?)))
+        .collect();
     let mut svg = Svg::new(
         640.0,
         360.0,
         "Sampling speed in images per second over depth, one dot per row",
     );
-    let deepest = rows.iter().map(|r| r.depth).max().unwrap_or(1) as f64;
-    let fastest = rows.iter().map(|r| r.images_per_second).fold(0.0, f64::max);
+    let deepest = rows.iter().map(|r| r.0.depth).max().unwrap_or(1) as f64;
+    let fastest = rows.iter().map(|r| r.1).fold(0.0, f64::max);
     let frame = Frame {
         x: Scale::exact(0.0, deepest * 1.08, 70.0, 500.0),
         y: Scale::exact(0.0, fastest * 1.12, 310.0, 12.0),
@@ -245,8 +249,8 @@ pub(crate) fn speed_over_depth(results: &Results) -> String {
         y_name: "images per second",
     };
     frame.draw(&mut svg);
-    if let Some(dense) = rows.iter().find(|r| r.id == "dense") {
-        let product = dense.images_per_second * dense.depth as f64;
+    if let Some((dense, speed)) = rows.iter().find(|r| r.0.id == "dense") {
+        let product = speed * dense.depth as f64;
         let start = product / (fastest * 1.12).max(1e-9);
         let line: Vec<_> = (0..=60)
             .map(|i| start + (deepest * 1.08 - start) * f64::from(i) / 60.0)
@@ -257,13 +261,13 @@ pub(crate) fn speed_over_depth(results: &Results) -> String {
     }
     let mut labels = Labels::default();
     let mut groups: Vec<(usize, Option<u64>)> = Vec::new();
-    for row in rows {
-        let at = frame.at((row.depth as f64, row.images_per_second));
+    for (row, speed) in rows {
+        let at = frame.at((row.depth as f64, speed));
         let tip = format!(
             "{}: {} blocks, {} images/s",
             row.name,
             row.depth,
-            short(row.images_per_second)
+            short(speed)
         );
         svg.dot(
             &format!("full s{0} f{0}", series(row, results)),

@@ -30,7 +30,7 @@ fn row(
         depth,
         parameters: depth as u64 * 100_000,
         calibration_loss: (!dense).then_some(0.1 + fid / 200.0),
-        held_out_loss: if dense { 0.02 } else { 0.02 + fid / 2000.0 },
+        held_out_loss: Some(if dense { 0.02 } else { 0.02 + fid / 2000.0 }),
         held_out_standard_error: Some(0.0004),
         fid: Some(fid),
         sfid: None,
@@ -39,7 +39,8 @@ fn row(
         recall: Some(0.5),
         kid: Some(0.01),
         accuracy: Some(0.9),
-        images_per_second: if dense { 20.0 } else { 38.0 },
+        images_per_second: Some(if dense { 20.0 } else { 38.0 }),
+        failed: None,
         stages: BTreeMap::from([(
             "sampling".into(),
             Cost {
@@ -65,7 +66,7 @@ pub(crate) fn results() -> Results {
         ),
     ];
     rows[1].sampling_steps = 12;
-    rows[1].images_per_second = 40.0;
+    rows[1].images_per_second = Some(40.0);
     for (i, fid) in [28.0, 20.0, 32.0, 24.0].into_iter().enumerate() {
         let (id, name) = (
             format!("random-1-2-seed-{i}-ft"),

@@ -1,42 +1,88 @@
 //! The results as cells of text, for both kinds of report.
 
 use super::svg::short;
-use crate::reproduce::{Results, Spread};
+use crate::reproduce::{ResultRow, Results, Spread};
 
-/// Names of the columns; all but the first and the last hold numbers.
+/// Names of the columns of [`lines`]; all but the first and the last hold numbers.
 pub(crate) const COLUMNS: &[&str] = &[
     "method",
     "depth",
     "params",
     "steps",
-    "loss before",
-    "loss after",
+    "calibration loss",
+    "held-out loss",
     "FID",
     "IS",
-    "prec.",
-    "recall",
+    "P",
+    "R",
     "KID",
     "accuracy",
     "images/s",
-    "kept blocks",
+    "kept",
+];
+
+/// The columns of [`compact`].
+pub(crate) const COMPACT: &[&str] = &[
+    "method",
+    "kept",
+    "params",
+    "calibration loss",
+    "held-out loss",
+    "FID",
+    "IS",
+    "P",
+    "R",
+    "accuracy",
+    "images/s",
 ];
 
 /// What the columns mean.
-pub(crate) const LEGEND: &str = "steps: sampling steps. Loss before: held-out denoising loss of the cut model before recovery (calibration \
-loss); loss after: of the recovered model, same images, timesteps and noise. FID, IS, precision, recall, KID: on the features \
-of the small classifier, not Inception; sFID does not apply to them. Accuracy: share of samples that the classifier takes for their label.";
+pub(crate) const LEGEND: &str = "Kept: blocks of the teacher, from 0. Calibration loss: held-out denoising loss of the cut model before \
+recovery; held-out loss: of the recovered model, same images, timesteps and noise. FID, IS, precision (P), recall (R), KID: on the \
+features of the small classifier, not Inception; sFID does not apply to them. Accuracy: share of samples that the classifier takes for \
+their label. Of the random masks: median (least to largest).";
+
+/// What a line stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A row of its own.
+    Row,
+    /// One of the random masks.
+    Random,
+    /// The random masks taken together.
+    Aggregate,
+}
 
 /// A line of the table.
 pub(crate) struct Line {
     pub(crate) cells: Vec<String>,
     /// Blocks kept, out of the teacher's; none for the aggregate.
     pub(crate) kept: Option<Vec<usize>>,
-    /// The random masks taken together.
-    pub(crate) aggregate: bool,
+    pub(crate) kind: Kind,
 }
 
-fn number(value: Option<f64>) -> String {
-    value.map_or("–".into(), short)
+/// [`lines`] in few columns, the random masks as one line.
+pub(crate) fn compact(results: &Results) -> Vec<Line> {
+    let columns: Vec<usize> = COMPACT
+        .iter()
+        .filter_map(|name| COLUMNS.iter().position(|c| c == name))
+        .collect();
+    let mut lines = lines(results);
+    // Where all of them failed there is no line for them together.
+    let summed = lines.iter().any(|l| l.kind == Kind::Aggregate);
+    lines.retain(|l| l.kind != Kind::Random || !summed);
+    for line in &mut lines {
+        line.cells = columns.iter().map(|&c| line.cells[c].clone()).collect();
+    }
+    lines
+}
+
+/// What stands in the place of a number that there is not.
+fn absent(row: &ResultRow) -> &'static str {
+    match &row.failed {
+        Some(_) => "failed",
+        None => "–",
+    }
 }
 
 /// One line per row, with the random masks' median and spread after their rows.
@@ -45,30 +91,44 @@ pub(crate) fn lines(results: &Results) -> Vec<Line> {
     let last_random = results.rows.iter().rposition(|r| r.criterion == "random");
     for (i, r) in results.rows.iter().enumerate() {
         let kept: Vec<String> = r.kept_layers.iter().map(usize::to_string).collect();
+        let dense = r.criterion == "dense";
+        let or = |value: Option<f64>, other: &str| value.map_or(other.to_string(), short);
+        // What a diverged model draws is noise: its scores are not to be compared.
+        let (missing, sound) = if r.diverged() {
+            ("diverged", false)
+        } else {
+            (absent(r), true)
+        };
+        let scored = |value: Option<f64>| or(value.filter(|_| sound), missing);
         lines.push(Line {
             cells: vec![
                 r.name.clone(),
                 r.depth.to_string(),
                 parameters(r.parameters),
                 r.sampling_steps.to_string(),
-                number(r.calibration_loss),
-                short(r.held_out_loss),
-                number(r.fid),
-                number(r.inception_score),
-                number(r.precision),
-                number(r.recall),
-                number(r.kid),
+                or(r.calibration_loss, if dense { "–" } else { "diverged" }),
+                or(r.held_out_loss, missing),
+                scored(r.fid),
+                scored(r.inception_score),
+                scored(r.precision),
+                scored(r.recall),
+                scored(r.kid),
                 r.accuracy
-                    .map_or("–".into(), |a| format!("{:.1} %", a * 100.0)),
-                short(r.images_per_second),
-                if r.criterion == "dense" {
-                    "all".into()
+                    .filter(|_| sound)
+                    .map_or(missing.into(), |a| format!("{:.1} %", a * 100.0)),
+                or(r.images_per_second, absent(r)),
+                if dense {
+                    format!("all {}", r.depth)
                 } else {
                     kept.join(" ")
                 },
             ],
             kept: Some(r.kept_layers.clone()),
-            aggregate: false,
+            kind: if r.criterion == "random" {
+                Kind::Random
+            } else {
+                Kind::Row
+            },
         });
         if let Some(random) = results.random.as_ref().filter(|_| Some(i) == last_random) {
             let of = |s: Option<Spread>| {
@@ -99,10 +159,10 @@ pub(crate) fn lines(results: &Results) -> Vec<Line> {
                     of(random.kid),
                     random.accuracy.map_or("–".into(), percent),
                     of(random.images_per_second),
-                    String::new(),
+                    "–".into(),
                 ],
                 kept: None,
-                aggregate: true,
+                kind: Kind::Aggregate,
             });
         }
     }
@@ -156,6 +216,7 @@ pub(crate) fn machine(results: &Results) -> String {
 mod tests {
     use super::*;
     use crate::report::sample::results;
+    use crate::reproduce::Failure;
 
     #[test]
     fn every_line_has_every_column_and_the_random_masks_are_summed_up() {
@@ -163,11 +224,56 @@ mod tests {
         let lines = lines(&results);
         assert_eq!(lines.len(), results.rows.len() + 1);
         assert!(lines.iter().all(|l| l.cells.len() == COLUMNS.len()));
-        let at = lines.iter().position(|l| l.aggregate).unwrap();
+        let at = lines
+            .iter()
+            .position(|l| l.kind == Kind::Aggregate)
+            .unwrap();
         assert_eq!(at, 6);
         assert_eq!(lines[at].cells[6], "26 (20 to 32)");
         assert_eq!(lines[0].cells[4], "–");
         assert_eq!(lines[2].cells[13], "0 2 4 6 8 10 12 14");
+    }
+
+    #[test]
+    fn the_compact_table_has_all_its_columns() {
+        let lines = compact(&results());
+        assert!(lines.iter().all(|l| l.cells.len() == COMPACT.len()));
+        assert_eq!(lines.iter().filter(|l| l.kind == Kind::Random).count(), 0);
+        assert_eq!(lines[0].cells[..2], ["dense teacher", "all 16"]);
+        assert_eq!(lines[2].cells[5], "26 (20 to 32)");
+        assert_eq!(lines[3].cells[1], "0 2 4 6 8 10 12 14");
+    }
+
+    #[test]
+    fn what_diverged_or_failed_shows_no_scores() {
+        let mut r = results();
+        let at = |id: &str| r.rows.iter().position(|row| row.id == id).unwrap();
+        let (diverged, failed) = (at("oracle-ft"), at("oracle-kd"));
+        r.rows[diverged].held_out_loss = None;
+        r.rows[diverged].calibration_loss = None;
+        r.rows[failed].fid = None;
+        r.rows[failed].failed = Some(Failure {
+            stage: "oracle-kd/evaluation".into(),
+            error: "x".into(),
+        });
+        let lines = lines(&r);
+        let cells = |row: usize| &lines[row + 1].cells; // behind the aggregate
+        assert!(
+            cells(diverged)[4..12].iter().all(|c| c == "diverged"),
+            "{:?}",
+            cells(diverged)
+        );
+        assert_eq!(cells(failed)[6], "failed");
+        assert_eq!(cells(failed)[5], "0.0295");
+        // A random mask without numbers is not part of the median.
+        r.rows[2].held_out_loss = None;
+        let random = crate::reproduce::Aggregate::of(&r.rows).unwrap();
+        assert_eq!((random.count, random.fid.unwrap().max), (3, 32.0));
+        assert!(
+            random
+                .name
+                .contains("median of 3 (1 more diverged or failed)")
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod rows;
 mod stage;
 mod vocabulary;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -20,8 +21,9 @@ pub(crate) use progress::{Progress, duration};
 #[cfg(test)]
 pub(crate) use rows::{Aggregate, Cost, Machine};
 pub(crate) use rows::{ResultRow, Results, Spread};
+use stage::Failed;
 pub(crate) use stage::{Driver, Interrupted, catch_interrupts};
-pub(crate) use vocabulary::{Leftover, Recovery, Row, Stage};
+pub(crate) use vocabulary::{Failure, Leftover, Recovery, Row, Stage};
 
 /// Options of `reproduce`.
 #[derive(clap::Args)]
@@ -61,6 +63,7 @@ const OURS: &[&str] = &[
     "results.json",
     "report.md",
     "report.html",
+    "table.md",
 ];
 
 /// Runs the experiment and writes its report.
@@ -90,15 +93,44 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let driver = driver(args.binary.as_deref(), out, &paths)?;
     let plan = plan::plan(&preset, &driver.out)?;
     catch_interrupts()?;
-    drive(&driver, &plan.stages)?;
-    let results = rows::collect(&preset, &plan, &driver)?;
-    report::write(&results, &plan.rows, &driver.out)
+    let failures = drive(&driver, &plan.stages, |stage| plan.measured(&stage.name))?;
+    let results = rows::collect(&preset, &plan, &driver, &failures)?;
+    report::write(&results, &plan.rows, &driver.out)?;
+    if !failures.is_empty() {
+        let stages: Vec<&str> = failures.values().map(|f| f.stage.as_str()).collect();
+        bail!(
+            "the report is written, but {} of {} rows could not be measured: {} failed (see the logs in {}); \
+             the same command tries again",
+            failures.len(),
+            results.rows.len(),
+            stages.join(", "),
+            driver.out.join("logs").display()
+        );
+    }
+    Ok(())
 }
 
+/// The rows that could not be measured, by their id.
+pub(crate) type Failures = BTreeMap<String, Failure>;
+
 /// Runs the stages in order, with one bar over all of them.
-pub(crate) fn drive(driver: &Driver, stages: &[Stage]) -> Result<()> {
+///
+/// Where `measured` names the row that a stage measures, a failure of the stage ends that row and not
+/// the run: it is returned, and the row's other stages are left out.
+pub(crate) fn drive<'a>(
+    driver: &Driver,
+    stages: &[Stage],
+    measured: impl Fn(&Stage) -> Option<&'a Row>,
+) -> Result<Failures> {
     let mut progress = Progress::new(stages);
+    let mut failures = Failures::new();
     for stage in stages {
+        let row = measured(stage);
+        if row.is_some_and(|r| failures.contains_key(&r.id)) {
+            driver.forget(stage)?;
+            progress.pass(stage, "left out, its row has failed");
+            continue;
+        }
         let outcome = driver.run(
             stage,
             |command| progress.begin(stage, command),
@@ -106,14 +138,25 @@ pub(crate) fn drive(driver: &Driver, stages: &[Stage]) -> Result<()> {
         );
         match outcome {
             Ok(outcome) => progress.end(stage, outcome),
-            Err(error) => {
-                progress.close();
-                return Err(error);
-            }
+            Err(error) => match (row, error.downcast_ref::<Failed>()) {
+                (Some(row), Some(failed)) => {
+                    driver.forget(stage)?;
+                    let failure = Failure {
+                        stage: stage.name.clone(),
+                        error: failed.tail.clone(),
+                    };
+                    failures.insert(row.id.clone(), failure);
+                    progress.pass(stage, &failed.to_string());
+                }
+                _ => {
+                    progress.close();
+                    return Err(error);
+                }
+            },
         }
     }
     progress.close();
-    Ok(())
+    Ok(failures)
 }
 
 /// The repository's root, where everything runs, and where the user stood.

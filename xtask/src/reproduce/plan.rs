@@ -57,7 +57,7 @@ pub(crate) fn plan(preset: &Preset, out: &Path) -> Result<Plan> {
             .and_then(toml::Value::as_str)
             .unwrap_or("lora");
         let mut command = strings(&["--pattern", pattern]);
-        command.extend(flags(&preset.learn.flags)?);
+        command.extend(flags("learn", &preset.learn.flags)?);
         command.extend(strings(&["--seed", &preset.seed.to_string()]));
         let mask = planner.mask(Search {
             id: format!("learned-{}", slug(pattern)),
@@ -251,12 +251,12 @@ impl Planner<'_> {
         let recovered = folder.join("recovered");
         let model = recovered.join("model");
         let mut args = strings(&["distill", &say(&mask.cut), &say(&recovered)]);
-        args.extend(flags(&preset.recover.flags)?);
+        args.extend(flags("distill", &preset.recover.flags)?);
         let mut inputs = vec![mask.cut.clone()];
         if kd {
             args.extend(strings(&["--teacher", &say(&preset.teacher)]));
             args.extend(strings(&["--selection", &say(&mask.selection)]));
-            args.extend(flags(&preset.recover.kd)?);
+            args.extend(flags("distill", &preset.recover.kd)?);
             inputs.extend([preset.teacher.clone(), mask.selection.clone()]);
         }
         args.extend(strings(&["--seed", &preset.seed.to_string()]));
@@ -315,7 +315,7 @@ impl Planner<'_> {
         label: &'static str,
     ) -> Result<()> {
         let mut args = strings(&["loss", &say(model)]);
-        args.extend(flags(&self.preset.loss)?);
+        args.extend(flags("loss", &self.preset.loss)?);
         args.extend(strings(&["--json", &say(file)]));
         let id = row.id.clone();
         self.stage(
@@ -347,7 +347,7 @@ impl Planner<'_> {
         row.files.scores = scores.clone();
         let mut args = strings(&["sample", &say(model), &say(&samples)]);
         args.extend(strings(&["--steps", &row.sampling_steps.to_string()]));
-        args.extend(flags(&preset.sample.flags)?);
+        args.extend(flags("sample", &preset.sample.flags)?);
         let id = row.id.clone();
         let outputs = vec![
             npz.clone(),

@@ -70,7 +70,7 @@ pub(crate) struct Sample {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Evaluate {
-    /// `shapes:N`, or the path of an .npz or folder.
+    /// `shapes:N`, or the path of an .npz.
     pub(crate) reference: String,
 }
 
@@ -135,44 +135,51 @@ impl Preset {
         if preset.random.masks == 0 {
             bail!("random.masks is 0; without random masks no criterion can be judged");
         }
-        if let Some(steps) = preset
-            .sample
-            .fewer_steps
-            .iter()
-            .find(|s| **s == 0 || **s >= preset.sample.steps)
-        {
+        let Sample {
+            steps, fewer_steps, ..
+        } = &preset.sample;
+        if *steps == 0 {
+            bail!("sample.steps is 0; expected at least 1, such as 25");
+        }
+        if let Some(fewer) = fewer_steps.iter().find(|s| **s == 0 || *s >= steps) {
             bail!(
-                "sample.fewer_steps has {steps}, expected 1 to {}",
-                preset.sample.steps - 1
+                "sample.fewer_steps has {fewer}; expected at least 1 and fewer than sample.steps = {steps}"
             );
         }
-        let learn = &preset.learn.flags;
-        for table in [
-            learn,
-            &preset.recover.flags,
-            &preset.recover.kd,
-            &preset.loss,
-            &preset.sample.flags,
+        for (command, table) in [
+            ("learn", &preset.learn.flags),
+            ("distill", &preset.recover.flags),
+            ("distill", &preset.recover.kd),
+            ("loss", &preset.loss),
+            ("sample", &preset.sample.flags),
         ] {
-            flags(table)?;
+            flags(command, table)?;
         }
         Ok(preset)
     }
 }
 
-/// `{ batch-size = 64, quiet = true }` as `--batch-size 64 --quiet`.
-pub(crate) fn flags(table: &toml::Table) -> Result<Vec<String>> {
+/// `{ batch-size = 64, lr = 5e-4 }` as `--batch-size 64 --lr 0.0005`, for a command of the binary.
+///
+/// The only flag with the value true or false is `--clip` of `sample`; every other boolean of the
+/// binary is a switch that changes what is printed or stored, which is not a preset's to choose.
+pub(crate) fn flags(command: &str, table: &toml::Table) -> Result<Vec<String>> {
     let mut args = Vec::new();
     for (key, value) in table {
         let flag = format!("--{}", key.replace('_', "-"));
         match value {
-            toml::Value::Boolean(true) => args.push(flag),
-            toml::Value::Boolean(false) => {}
+            toml::Value::Boolean(on) if (command, key.as_str()) == ("sample", "clip") => {
+                args.extend([flag, on.to_string()]);
+            }
+            toml::Value::Boolean(on) => bail!(
+                "`{key} = {on}`: `tinyfusion {command}` has no setting `{key}` that is true or false; \
+                 give a number or a text (the only setting of this kind is `clip` of `sample`)"
+            ),
             toml::Value::String(s) => args.extend([flag, s.clone()]),
             toml::Value::Integer(n) => args.extend([flag, n.to_string()]),
             toml::Value::Float(x) => args.extend([flag, x.to_string()]),
             other => bail!(
-                "`{key}` is a {}; a flag's value is a number, a text, true or false",
+                "`{key}` has a value of type {}; a flag's value is a number or a text",
                 other.type_str()
             ),
         }
@@ -213,29 +220,28 @@ pub(crate) mod tests {
 
     #[test]
     fn tables_become_flags() {
-        let table: toml::Table = toml::from_str(
-            "lr = 5e-4\nbatch_size = 64\nquiet = true\nslow = false\nwhat = \"dit\"",
-        )
-        .unwrap();
+        let table: toml::Table =
+            toml::from_str("lr = 5e-4\nbatch_size = 64\nwhat = \"dit\"").unwrap();
         assert_eq!(
-            flags(&table).unwrap(),
-            [
-                "--batch-size",
-                "64",
-                "--lr",
-                "0.0005",
-                "--quiet",
-                "--what",
-                "dit"
-            ]
+            flags("pretrain", &table).unwrap(),
+            ["--batch-size", "64", "--lr", "0.0005", "--what", "dit"]
         );
-        let nested: toml::Table = toml::from_str("a = [1]").unwrap();
+        let refused = |command: &str, text: &str| {
+            let table: toml::Table = toml::from_str(text).unwrap();
+            flags(command, &table).unwrap_err().to_string()
+        };
+        assert!(refused("loss", "a = [1]").contains("`a` has a value of type array"));
+        // `clip` takes a value in `sample`, is a number in training, and no switch is passed on.
+        for on in ["true", "false"] {
+            let clip: toml::Table = toml::from_str(&format!("clip = {on}")).unwrap();
+            assert_eq!(flags("sample", &clip).unwrap(), ["--clip", on]);
+        }
+        let said = refused("distill", "clip = true");
         assert!(
-            flags(&nested)
-                .unwrap_err()
-                .to_string()
-                .contains("`a` is a array")
+            said.contains("`tinyfusion distill` has no setting `clip`"),
+            "{said}"
         );
+        assert!(refused("sample", "quiet = false").contains("`quiet = false`"));
     }
 
     #[test]
@@ -255,7 +261,13 @@ pub(crate) mod tests {
             )
         };
         assert!(broken("masks = 4", "masks = 0").contains("random.masks"));
-        assert!(broken("fewer_steps = [2]", "fewer_steps = [9]").contains("expected 1 to 3"));
+        let fewer = broken("fewer_steps = [2]", "fewer_steps = [9]");
+        assert!(
+            fewer.contains("has 9; expected at least 1 and fewer than sample.steps = 4"),
+            "{fewer}"
+        );
+        let none = broken("steps = 4\nfewer_steps", "steps = 0\nfewer_steps");
+        assert!(none.contains("sample.steps is 0"), "{none}");
         assert!(
             broken("patterns = [\"1:2\", \"2:4\"]", "patterns = []").contains("learn.patterns")
         );

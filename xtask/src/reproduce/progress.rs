@@ -94,16 +94,23 @@ impl Progress {
         }
     }
 
-    /// `stage` is over.
-    pub(crate) fn end(&mut self, stage: &Stage, outcome: Outcome) {
+    /// `stage` is over, for the reason given, without a result of this run.
+    pub(crate) fn pass(&mut self, stage: &Stage, why: &str) {
         self.number += 1;
         self.account.over += stage.seconds;
+        self.say(&format!(
+            "[{}/{}] {}: {why}",
+            self.number, self.count, stage.name
+        ));
+    }
+
+    /// `stage` is over.
+    pub(crate) fn end(&mut self, stage: &Stage, outcome: Outcome) {
         match outcome {
-            Outcome::UpToDate => self.say(&format!(
-                "[{}/{}] {}: up to date",
-                self.number, self.count, stage.name
-            )),
+            Outcome::UpToDate => self.pass(stage, "up to date"),
             Outcome::Ran(seconds) => {
+                self.number += 1;
+                self.account.over += stage.seconds;
                 self.account.ran_expected += stage.seconds;
                 self.account.ran_real += seconds;
                 let left = duration(self.account.left(0.0, 0.0));

@@ -5,12 +5,14 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Failures;
 use super::preset::Preset;
 use super::stage::Driver;
-use super::vocabulary::{Plan, Recovery, Row};
+use super::vocabulary::{Failure, Plan, Recovery, Row};
 use crate::files;
 
 /// Everything that the experiment found: the content of `results.json`.
@@ -53,10 +55,12 @@ pub(crate) struct ResultRow {
     pub(crate) kept_layers: Vec<usize>,
     pub(crate) depth: usize,
     pub(crate) parameters: u64,
-    /// Denoising loss of the cut model before recovery; none for the dense teacher.
+    /// Denoising loss of the cut model before recovery; none for the dense teacher, and where it is
+    /// not a finite number.
     pub(crate) calibration_loss: Option<f64>,
-    /// Denoising loss (fixed t and noise) of the model that was sampled, and its standard error.
-    pub(crate) held_out_loss: f64,
+    /// Denoising loss (fixed t and noise) of the model that was sampled, and its standard error; none
+    /// where it is not a finite number.
+    pub(crate) held_out_loss: Option<f64>,
     pub(crate) held_out_standard_error: Option<f64>,
     pub(crate) fid: Option<f64>,
     /// Does not apply to the classifier's features.
@@ -67,8 +71,24 @@ pub(crate) struct ResultRow {
     pub(crate) kid: Option<f64>,
     /// Share of the samples that the classifier takes for their label.
     pub(crate) accuracy: Option<f64>,
-    pub(crate) images_per_second: f64,
+    /// None where sampling failed.
+    pub(crate) images_per_second: Option<f64>,
+    /// What kept the row from being measured.
+    pub(crate) failed: Option<Failure>,
     pub(crate) stages: BTreeMap<String, Cost>,
+}
+
+impl ResultRow {
+    /// The FID that a row may be judged by: none for a model that diverged, whatever it drew.
+    pub(crate) fn score(&self) -> Option<f64> {
+        self.fid.filter(|f| f.is_finite() && !self.diverged())
+    }
+
+    /// Whether the model's loss was measured and is not a number.
+    pub(crate) fn diverged(&self) -> bool {
+        let unmeasured = |f: &Failure| f.stage.ends_with("/loss");
+        self.held_out_loss.is_none() && !self.failed.as_ref().is_some_and(unmeasured)
+    }
 }
 
 /// What one stage took.
@@ -105,6 +125,7 @@ impl Spread {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Aggregate {
     pub(crate) name: String,
+    /// Masks with numbers: those that neither diverged nor failed.
     pub(crate) count: usize,
     pub(crate) calibration_loss: Option<Spread>,
     pub(crate) held_out_loss: Option<Spread>,
@@ -120,7 +141,10 @@ pub(crate) struct Aggregate {
 impl Aggregate {
     /// Of the recovered random masks among `rows`.
     pub(crate) fn of(rows: &[ResultRow]) -> Option<Self> {
-        let random: Vec<&ResultRow> = rows.iter().filter(|r| r.criterion == "random").collect();
+        let (random, lost): (Vec<&ResultRow>, Vec<&ResultRow>) = rows
+            .iter()
+            .filter(|r| r.criterion == "random")
+            .partition(|r| !r.diverged() && r.failed.is_none());
         let first = random.first()?;
         let over = |f: &dyn Fn(&ResultRow) -> Option<f64>| {
             Spread::of(
@@ -132,18 +156,25 @@ impl Aggregate {
             )
         };
         let pattern = first.pattern.as_deref().unwrap_or("any");
+        let lost = match lost.len() {
+            0 => String::new(),
+            n => format!(" ({n} more diverged or failed)"),
+        };
         Some(Self {
-            name: format!("random {pattern}, median of {}, fine-tuned", random.len()),
+            name: format!(
+                "random {pattern}, median of {}{lost}, fine-tuned",
+                random.len()
+            ),
             count: random.len(),
             calibration_loss: over(&|r| r.calibration_loss),
-            held_out_loss: over(&|r| Some(r.held_out_loss)),
+            held_out_loss: over(&|r| r.held_out_loss),
             fid: over(&|r| r.fid),
             inception_score: over(&|r| r.inception_score),
             precision: over(&|r| r.precision),
             recall: over(&|r| r.recall),
             kid: over(&|r| r.kid),
             accuracy: over(&|r| r.accuracy),
-            images_per_second: over(&|r| Some(r.images_per_second)),
+            images_per_second: over(&|r| r.images_per_second),
         })
     }
 }
@@ -203,9 +234,12 @@ struct Selection {
     kept: Vec<usize>,
 }
 
+/// What `loss` writes; JSON has no NaN, so that the loss of a diverged model is null.
 #[derive(Deserialize)]
 struct Loss {
-    loss: f64,
+    // Spelt out, a missing key is an error and not a null.
+    #[serde(deserialize_with = "Option::deserialize")]
+    loss: Option<f64>,
     standard_error: Option<f64>,
 }
 
@@ -231,7 +265,12 @@ struct Scores {
 }
 
 /// Reads what the stages wrote.
-pub(crate) fn collect(preset: &Preset, plan: &Plan, driver: &Driver) -> Result<Results> {
+pub(crate) fn collect(
+    preset: &Preset,
+    plan: &Plan,
+    driver: &Driver,
+    failures: &Failures,
+) -> Result<Results> {
     let mut results = Results {
         preset: preset.name.clone(),
         settings: serde_json::to_value(preset)?,
@@ -253,8 +292,12 @@ pub(crate) fn collect(preset: &Preset, plan: &Plan, driver: &Driver) -> Result<R
         }
     }
     for row in &plan.rows {
-        let scores: Scores = files::read_json(&row.files.scores)?;
-        results.rows.push(result_row(row, &scores, driver)?);
+        let failed = failures.get(&row.id);
+        let scores: Option<Scores> = measured(&row.files.scores, failed)?;
+        results
+            .rows
+            .push(result_row(row, scores.as_ref(), failed, driver)?);
+        let Some(scores) = scores else { continue };
         for warning in scores.warnings {
             if !results.warnings.contains(&warning) {
                 results.warnings.push(warning);
@@ -268,7 +311,20 @@ pub(crate) fn collect(preset: &Preset, plan: &Plan, driver: &Driver) -> Result<R
     Ok(results)
 }
 
-fn result_row(row: &Row, scores: &Scores, driver: &Driver) -> Result<ResultRow> {
+/// A measurement; a row that failed has only those from before it did.
+fn measured<T: DeserializeOwned>(file: &Path, failed: Option<&Failure>) -> Result<Option<T>> {
+    if failed.is_some() && !file.exists() {
+        return Ok(None);
+    }
+    files::read_json(file).map(Some)
+}
+
+fn result_row(
+    row: &Row,
+    scores: Option<&Scores>,
+    failed: Option<&Failure>,
+    driver: &Driver,
+) -> Result<ResultRow> {
     let model: Value = files::read_json(&row.files.inspect)?;
     let inspected = |key: &str| {
         number(&model, key)
@@ -279,14 +335,13 @@ fn result_row(row: &Row, scores: &Scores, driver: &Driver) -> Result<ResultRow> 
         Some(file) => files::read_json::<Selection>(file)?.kept,
         None => (0..depth).collect(),
     };
-    let read_loss = |file: &Path| files::read_json::<Loss>(file);
-    let held_out = read_loss(&row.files.loss)?;
-    let calibration = row
-        .files
-        .calibration
-        .as_deref()
-        .map(read_loss)
-        .transpose()?;
+    let held_out: Option<Loss> = measured(&row.files.loss, failed)?;
+    let sample: Option<Sample> = measured(&row.files.sample, failed)?;
+    let calibration = match &row.files.calibration {
+        Some(file) => files::read_json::<Loss>(file)?.loss,
+        None => None,
+    };
+    let score = |of: fn(&Scores) -> Option<f64>| scores.and_then(of);
     let costs = row
         .stages
         .iter()
@@ -302,17 +357,18 @@ fn result_row(row: &Row, scores: &Scores, driver: &Driver) -> Result<ResultRow> 
         kept_layers,
         depth,
         parameters: inspected("parameters")?,
-        calibration_loss: calibration.map(|c| c.loss),
-        held_out_loss: held_out.loss,
-        held_out_standard_error: held_out.standard_error,
-        fid: scores.fid,
+        calibration_loss: calibration,
+        held_out_loss: held_out.as_ref().and_then(|l| l.loss),
+        held_out_standard_error: held_out.and_then(|l| l.standard_error),
+        fid: score(|s| s.fid),
         sfid: None,
-        inception_score: scores.inception_score,
-        precision: scores.precision,
-        recall: scores.recall,
-        kid: scores.kid,
-        accuracy: scores.accuracy,
-        images_per_second: files::read_json::<Sample>(&row.files.sample)?.images_per_second,
+        inception_score: score(|s| s.inception_score),
+        precision: score(|s| s.precision),
+        recall: score(|s| s.recall),
+        kid: score(|s| s.kid),
+        accuracy: score(|s| s.accuracy),
+        images_per_second: sample.map(|s| s.images_per_second),
+        failed: failed.cloned(),
         stages: costs.collect(),
     })
 }
@@ -347,6 +403,17 @@ mod tests {
         );
         assert_eq!(Spread::of(&[7.0, 5.0, 9.0]).unwrap().median, 7.0);
         assert!(Spread::of(&[]).is_none());
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_is_null_and_a_missing_one_is_an_error() {
+        let read = |text: &str| serde_json::from_str::<Loss>(text).map(|l| l.loss);
+        assert_eq!(read(r#"{"loss": 0.5}"#).unwrap(), Some(0.5));
+        assert_eq!(
+            read(r#"{"loss": null, "standard_error": null}"#).unwrap(),
+            None
+        );
+        assert!(read(r#"{"standard_error": 0.1}"#).is_err());
     }
 
     #[test]

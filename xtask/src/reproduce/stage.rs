@@ -28,6 +28,23 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// A stage ended with an error of its own: it was neither interrupted nor killed.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// All that is to be said.
+    text: String,
+    /// The end of its log alone.
+    pub(crate) tail: String,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Failed {}
+
 /// From here on Ctrl-C is passed on to the stage that runs, and waited for.
 pub(crate) fn catch_interrupts() -> Result<()> {
     ctrlc::set_handler(|| {
@@ -158,14 +175,7 @@ impl Driver {
         }
         if !resume {
             // What other settings left behind must not be continued, nor taken for a result.
-            for path in stage
-                .outputs
-                .iter()
-                .chain(&stage.folder)
-                .chain(&stage.capture)
-            {
-                files::remove(path)?;
-            }
+            wipe(stage)?;
         }
         for parent in stage
             .outputs
@@ -205,7 +215,12 @@ impl Driver {
             if INTERRUPTS.load(Ordering::SeqCst) > 0 || status.code() == Some(130) {
                 return Err(Interrupted.into());
             }
-            bail!("{}", failure(stage, &stamp.command, status, &log));
+            let failed = failure(stage, &stamp.command, status, &log);
+            if status.code().is_none() {
+                // Killed, for example for its memory: that says nothing about the method.
+                bail!("{failed}");
+            }
+            return Err(failed.into());
         }
         if let Some(file) = &stage.capture {
             fs::rename(partial(file), file)
@@ -228,6 +243,12 @@ impl Driver {
         stamp.peak_rss_bytes = peak.max(told.and_then(|r| r.peak_rss_bytes));
         files::write_json(&stamp_file, &stamp)?;
         Ok(Outcome::Ran(seconds))
+    }
+
+    /// Removes what an earlier start of `stage` left, and its stamp: it has no result in this run.
+    pub(crate) fn forget(&self, stage: &Stage) -> Result<()> {
+        wipe(stage)?;
+        files::remove(&self.file("stamps", &stage.name, "json"))
     }
 
     fn spawn(&self, stage: &Stage, command: &str, log: &Path, append: bool) -> Result<Child> {
@@ -264,6 +285,13 @@ impl Driver {
             .spawn()
             .with_context(|| format!("{} cannot be started", self.binary.display()))
     }
+}
+
+fn wipe(stage: &Stage) -> Result<()> {
+    let paths = stage.outputs.iter().chain(&stage.folder);
+    paths
+        .chain(&stage.capture)
+        .try_for_each(|path| files::remove(path))
 }
 
 /// `tinyfusion` alone would be looked up in PATH.
@@ -358,17 +386,24 @@ fn precious(stage: &Stage, old: Option<&Stamp>, new: &str) -> String {
     )
 }
 
-fn failure(stage: &Stage, command: &str, status: ExitStatus, log: &Path) -> String {
-    const TAIL: usize = 20;
+fn failure(stage: &Stage, command: &str, status: ExitStatus, log: &Path) -> Failed {
+    const LINES: usize = 20;
+    /// As much as fits into a report.
+    const FEW: usize = 3;
     let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n    ");
-    format!(
-        "`{}` failed ({status})\n  command: {command}\n  end of {}:\n    {tail}\n  \
-         The same command goes on from here: finished stages are not repeated.",
-        stage.name,
-        log.display(),
-    )
+    // The log's first line is the command, which is said anyway.
+    let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with("$ ")).collect();
+    let last = |n: usize, between: &str| lines[lines.len().saturating_sub(n)..].join(between);
+    Failed {
+        text: format!(
+            "`{}` failed ({status})\n  command: {command}\n  end of {}:\n    {}\n  \
+             The same command goes on from here: finished stages are not repeated.",
+            stage.name,
+            log.display(),
+            last(LINES, "\n    "),
+        ),
+        tail: last(FEW, "\n"),
+    }
 }
 
 /// Quotes a word for a POSIX shell, if it needs quotes.

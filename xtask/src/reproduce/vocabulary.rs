@@ -86,3 +86,29 @@ pub(crate) struct Plan {
     /// In the order of the table.
     pub(crate) rows: Vec<Row>,
 }
+
+impl Plan {
+    /// The row that `stage` measures after its recovery, if it does that and nothing else: what fails
+    /// there, for example on a model that diverged, concerns that row alone. The dense rows are what
+    /// all others are compared with.
+    pub(crate) fn measured(&self, stage: &str) -> Option<&Row> {
+        const MEASURING: &[&str] = &["loss", "sampling", "evaluation"];
+        let of = |row: &&Row| {
+            let mut stages = row.stages.iter();
+            stages.any(|(label, name)| name == stage && MEASURING.contains(label))
+        };
+        self.rows
+            .iter()
+            .filter(|r| r.recovery != Recovery::None)
+            .find(of)
+    }
+}
+
+/// Why a row could not be measured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// The stage that failed, for example `oracle-kd/sampling`.
+    pub(crate) stage: String,
+    /// The end of its log.
+    pub(crate) error: String,
+}

@@ -1,7 +1,7 @@
 #!/bin/sh
 # A stand-in for the binary: takes the same commands and writes plausible outputs at once.
 # FAKE_CALLS: a file to which every call is added. FAKE_FAIL: a call containing this text leaves a
-# part of its work behind and fails. FAKE_HANG: a call containing it waits until it is interrupted.
+# part of its work behind and fails. FAKE_NULL: a `loss` containing it finds no number. FAKE_HANG: a call containing it waits until it is interrupted.
 set -eu
 echo "$*" >>"$FAKE_CALLS"
 out=
@@ -104,6 +104,10 @@ distill)
   resources
   ;;
 loss)
+  if [ -n "${FAKE_NULL:-}" ] && case "$*" in *"$FAKE_NULL"*) true ;; *) false ;; esac; then
+    echo '{"loss": null, "standard_error": null, "images": 2048}' >"$file"
+    exit 0
+  fi
   echo "{\"loss\": 0.0$((2 + noise / 20))$noise, \"standard_error\": 0.0003, \"images\": 2048}" >"$file"
   ;;
 sample)

@@ -102,7 +102,7 @@ fn a_speed_up_has_to_beat_fewer_steps_at_its_own_speed() {
         .iter_mut()
         .find(|row| row.id == "dense-12-steps")
         .unwrap()
-        .images_per_second = 1.0;
+        .images_per_second = Some(1.0);
     assert_eq!(kd(&r).0, Verdict::Unknown, "{}", kd(&r).1);
     assert!(kd(&r).1.contains("no control is as fast"));
 }
@@ -116,8 +116,83 @@ fn depth_needs_both_numbers() {
         .iter_mut()
         .find(|row| row.id == "dense")
         .unwrap()
-        .held_out_loss = 9.0;
+        .held_out_loss = Some(9.0);
     assert_eq!(answers(&r, "depth")[0].0, Verdict::Unclear);
+    assert!(headline(&r).ends_with("comes close to the dense teacher."));
+}
+
+#[test]
+fn the_dense_teacher_meets_the_best_student_of_either_recovery() {
+    let mut r = results();
+    set(&mut r, "dense", 2.0);
+    set(&mut r, "learned-1-2-kd", 15.0);
+    set(&mut r, "learned-2-4-kd", 16.0);
+    let both = answers(&r, "depth");
+    assert!(both[0].1.contains("learned 2:4 (lora), fine-tuned"));
+    assert!(both[1].1.contains("learned 1:2 (lora), masked KD"));
+    assert_eq!([both[0].0, both[1].0], [Verdict::Yes; 2], "{both:?}");
+    assert!(headline(&r).contains("Depth matters: "));
+    set(&mut r, "dense", 40.0);
+    assert!(headline(&r).contains("Depth does not matter here"));
+    // The best of all is fine-tuned: it is named once.
+    set(&mut r, "learned-2-4-ft", 1.0);
+    assert_eq!(answers(&r, "depth").len(), 1);
+}
+
+#[test]
+fn a_tie_with_the_best_random_mask_is_no_win() {
+    let mut r = results();
+    for id in ["learned-1-2-ft", "learned-2-4-ft"] {
+        set(&mut r, id, 19.9);
+    }
+    let median = &answers(&r, "median random")[0];
+    assert_eq!(median.0, Verdict::Unclear, "{}", median.1);
+    assert!(median.1.contains("a tie with the best"), "{}", median.1);
+    assert_eq!(answers(&r, "every random")[0].0, Verdict::No);
+    assert!(headline(&r).contains("do not clearly win"));
+}
+
+#[test]
+fn what_diverged_or_failed_never_wins() {
+    let mut r = results();
+    let at = r
+        .rows
+        .iter()
+        .position(|row| row.id == "learned-1-2-ft")
+        .unwrap();
+    r.rows[at].fid = Some(0.5);
+    r.rows[at].held_out_loss = None;
+    for part in ["median random", "every random", "oracle", "fewer steps"] {
+        let answer = answers(&r, part).into_iter().next().unwrap();
+        let expected = (
+            Verdict::No,
+            "learned 1:2 (lora), fine-tuned diverged.".to_string(),
+        );
+        assert_eq!(answer, expected, "{part}");
+    }
+    assert!(
+        answers(&r, "depth")[0]
+            .1
+            .contains("learned 2:4 (lora), fine-tuned")
+    );
+    assert!(
+        headline(&r).contains("1 of 2 learned masks"),
+        "{}",
+        headline(&r)
+    );
+    assert!(caveats(&r).join("\n").contains("fine-tuned diverged: "));
+
+    r.rows[at].fid = None;
+    r.rows[at].failed = Some(crate::reproduce::Failure {
+        stage: "learned-1-2-ft/loss".into(),
+        error: "error: one\ntwo.\n".into(),
+    });
+    assert_eq!(answers(&r, "median random")[0].0, Verdict::Unknown);
+    let said = caveats(&r).join("\n");
+    assert!(
+        said.contains("`learned-1-2-ft/loss` failed: error: one; two."),
+        "{said}"
+    );
 }
 
 #[test]

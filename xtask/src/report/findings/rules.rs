@@ -1,0 +1,104 @@
+//! The rules by which two rows are compared.
+
+use super::Verdict;
+use crate::report::svg::short;
+use crate::reproduce::{Recovery, ResultRow, Results};
+
+/// Two numbers are a tie if they differ by no more than this part of the larger.
+const TIE: f64 = 0.01;
+
+/// Lower is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    Better,
+    Tie,
+    Worse,
+}
+
+pub(super) fn order(a: f64, b: f64) -> Order {
+    if (a - b).abs() <= TIE * a.abs().max(b.abs()) {
+        Order::Tie
+    } else if a < b {
+        Order::Better
+    } else {
+        Order::Worse
+    }
+}
+
+/// The answer about a row that has no score: a method that diverges does not win.
+pub(super) fn unscored(row: &ResultRow) -> (Verdict, String) {
+    let name = &row.name;
+    match &row.failed {
+        _ if row.diverged() => (Verdict::No, format!("{name} diverged.")),
+        Some(f) => (Verdict::Unknown, format!("{name}: `{}` failed.", f.stage)),
+        None => (Verdict::Unknown, format!("{name} has no FID.")),
+    }
+}
+
+/// The row's held-out loss, for people.
+pub(super) fn loss(row: &ResultRow) -> String {
+    row.held_out_loss.map_or("none".into(), short)
+}
+
+/// Whether row a is better than row b by FID, with the held-out loss beside it.
+pub(super) fn compare(a: &ResultRow, b: &ResultRow, results: &Results) -> (Verdict, String) {
+    let (x, y) = match (a.score(), b.score()) {
+        (Some(x), Some(y)) => (x, y),
+        (None, _) => return unscored(a),
+        // To be better than nothing is no answer.
+        (_, None) => return (Verdict::Unknown, unscored(b).1),
+    };
+    let spread = results
+        .random
+        .as_ref()
+        .and_then(|r| r.fid)
+        .map(|s| s.width());
+    let within = spread.filter(|s| (x - y).abs() <= *s);
+    let fids = format!(
+        "FID {} for {} against {} for {}",
+        short(x),
+        a.name,
+        short(y),
+        b.name
+    );
+    let (verdict, text) = match (order(x, y), within) {
+        (Order::Tie, _) => (Verdict::Unclear, format!("a tie: {fids}")),
+        (Order::Better, None) => (Verdict::Yes, fids),
+        (Order::Worse, None) => (Verdict::No, fids),
+        (direction, Some(spread)) => {
+            let how = if direction == Order::Better {
+                "better"
+            } else {
+                "worse"
+            };
+            let text = format!(
+                "{how}, but by less than the spread of the random masks ({}): {fids}",
+                short(spread)
+            );
+            (Verdict::Unclear, text)
+        }
+    };
+    (
+        verdict,
+        format!("{text}; held-out loss {} against {}.", loss(a), loss(b)),
+    )
+}
+
+/// The rows of a criterion with a recovery.
+pub(super) fn rows<'a>(
+    results: &'a Results,
+    criterion: &'a str,
+    recovery: Recovery,
+) -> impl Iterator<Item = &'a ResultRow> {
+    results
+        .rows
+        .iter()
+        .filter(move |r| r.criterion == criterion && r.recovery == recovery)
+}
+
+/// The row of least FID among those that may be judged by it.
+pub(super) fn best<'a>(rows: impl Iterator<Item = &'a ResultRow>) -> Option<&'a ResultRow> {
+    rows.filter_map(|r| Some((r.score()?, r)))
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, row)| row)
+}
