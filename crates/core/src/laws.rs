@@ -50,29 +50,42 @@ fn broken(law: &str, detail: impl std::fmt::Display) -> Error {
     Error::run(format!("law broken: {law}: {detail}"))
 }
 
-/// Largest difference relative to the largest value of `b`.
-fn distance(a: &Tensor, b: &Tensor) -> Result<f32> {
-    if a.dims() != b.dims() {
-        return Err(Error::run(format!(
-            "shapes {:?} and {:?} differ",
-            a.dims(),
-            b.dims()
-        )));
-    }
-    let max =
-        |t: &Tensor| -> Result<f32> { Ok(t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?) };
-    let diff = max(&(a - b)?)?;
-    Ok(diff / max(b)?.max(1e-6))
+/// The largest absolute value; not a number if any value is. On the host, because a maximum that keeps
+/// the larger of two values (candle's, or `f32::max`) passes over what is not a number.
+fn max_abs(t: &Tensor) -> Result<f32> {
+    let values = t.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.iter().fold(0.0, |max, v| {
+        if v.is_nan() || v.abs() > max {
+            v.abs()
+        } else {
+            max
+        }
+    }))
 }
 
+/// Whether `a` is `b` within `tolerance` of `b`'s largest value; never if either holds a value that is
+/// not finite.
 fn same(law: &str, what: &str, a: &Tensor, b: &Tensor, tolerance: f32) -> Result<()> {
-    let d = distance(a, b)?;
-    if d <= tolerance {
+    if a.dims() != b.dims() {
+        return Err(broken(
+            law,
+            format!("{what} has shape {:?} instead of {:?}", a.dims(), b.dims()),
+        ));
+    }
+    let (largest, difference) = (max_abs(b)?, max_abs(&(a - b)?)?);
+    if !(largest.is_finite() && difference.is_finite()) {
+        return Err(broken(
+            law,
+            format!("{what} holds values that are not finite"),
+        ));
+    }
+    let relative = difference / largest.max(1e-6);
+    if relative <= tolerance {
         Ok(())
     } else {
         Err(broken(
             law,
-            format!("{what} differs by {d:e} of its largest value"),
+            format!("{what} differs by {relative:e} of its largest value"),
         ))
     }
 }
@@ -238,11 +251,12 @@ fn exact_blend_is_the_plain_blend<S: Subject>(s: &S) -> Result<()> {
             // A block that no sample keeps has a zero gradient in the plain blend and none in the exact one.
             match (exact.get(var), plain.get(var)) {
                 (Some(e), Some(p)) => {
-                    let diff = max_abs(&(e - p)?)?;
-                    if diff > 1e-5 * max_abs(p)?.max(1e-2 * largest) {
+                    let (size, diff) = (max_abs(p)?, max_abs(&(e - p)?)?);
+                    let close = diff <= 1e-5 * size.max(1e-2 * largest);
+                    if !(size.is_finite() && diff.is_finite() && close) {
                         return Err(broken(
                             LAW,
-                            format!("the gradient of {name} differs by {diff:e}"),
+                            format!("the gradient of {name}, up to {size:e}, differs by {diff:e}"),
                         ));
                     }
                 }
@@ -261,6 +275,43 @@ fn exact_blend_is_the_plain_blend<S: Subject>(s: &S) -> Result<()> {
     Ok(())
 }
 
-fn max_abs(t: &Tensor) -> Result<f32> {
-    Ok(t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(values: &[f32]) -> Tensor {
+        Tensor::new(values, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn the_largest_value_is_not_a_number_if_any_is() {
+        let nan = f32::NAN;
+        for values in [[nan, 1.0, 2.0], [1.0, nan, 2.0], [1.0, 2.0, nan]] {
+            assert!(max_abs(&row(&values)).unwrap().is_nan(), "{values:?}");
+        }
+        assert_eq!(max_abs(&row(&[1.0, -3.0, 2.0])).unwrap(), 3.0);
+        assert_eq!(
+            max_abs(&row(&[f32::NEG_INFINITY, 1.0])).unwrap(),
+            f32::INFINITY
+        );
+    }
+
+    #[test]
+    fn nothing_equals_values_that_are_not_finite() {
+        let good = row(&[1.0, 2.0, 3.0]);
+        assert!(same("law", "it", &good, &good, 0.0).is_ok());
+        assert!(same("law", "it", &good, &row(&[1.0, 2.0, 3.1]), 1e-3).is_err());
+        assert!(same("law", "it", &good, &row(&[1.0, 2.0]), 1e9).is_err());
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in 0..3 {
+                let mut values = [1.0, 2.0, 3.0];
+                values[at] = bad;
+                let bad = row(&values);
+                for (a, b) in [(&good, &bad), (&bad, &good), (&bad, &bad)] {
+                    let error = same("law", "it", a, b, 1e9).unwrap_err().to_string();
+                    assert!(error.contains("not finite"), "{error}");
+                }
+            }
+        }
+    }
 }

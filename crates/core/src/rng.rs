@@ -56,6 +56,9 @@ impl StepRng {
     }
 
     /// Uniform integers in 0..bound.
+    ///
+    /// # Panics
+    /// When `bound` is 0 and `n` is not: there is no such integer.
     pub fn below(&mut self, bound: usize, n: usize) -> Vec<usize> {
         (0..n).map(|_| self.0.random_range(0..bound)).collect()
     }

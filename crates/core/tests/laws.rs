@@ -116,46 +116,79 @@ fn toy_tokens_keep_the_laws() {
     laws::check(&Tokens).unwrap();
 }
 
-/// A stack whose second block mixes samples.
-struct Mixing(ToyLatent);
+/// A [`ToyLatent`] broken in one place.
+struct Broken {
+    net: ToyLatent,
+    flaw: Flaw,
+}
 
-impl BlockStack for Mixing {
+#[derive(Clone, Copy)]
+enum Flaw {
+    /// The second block mixes samples.
+    Mixing,
+    /// The second block puts one value that is not a number among its tokens.
+    NanInBlock,
+    /// The head puts this in place of one value of the output.
+    InOutput(f32),
+    /// The output is right, its gradient is not a number: √(h − h) has slopes ∞ and −∞.
+    NanInGradient,
+}
+
+/// `h` with its value at `at` (flattened) replaced.
+fn with_value(h: &Tensor, at: usize, value: f32) -> Result<Tensor> {
+    let n = h.elem_count();
+    let here: Vec<u8> = (0..n).map(|i| u8::from(i == at)).collect();
+    let here = Tensor::from_vec(here, h.shape(), h.device())?;
+    let other = Tensor::full(value, h.shape(), h.device())?;
+    Ok(here.where_cond(&other, h)?)
+}
+
+impl BlockStack for Broken {
     type Input = LatentQuery;
     type Cond = Tensor;
     fn layout(&self) -> &BlockLayout {
-        self.0.layout()
+        self.net.layout()
     }
     fn embed(&self, q: &LatentQuery) -> Result<(Tensor, Tensor)> {
-        self.0.embed(q)
+        self.net.embed(q)
     }
     fn block(&self, i: usize, h: &Tensor, c: &Tensor) -> Result<Tensor> {
-        let out = self.0.block(i, h, c)?;
-        if i == 1 {
-            Ok(out.broadcast_sub(&out.mean_keepdim(0)?)?)
-        } else {
-            Ok(out)
+        let out = self.net.block(i, h, c)?;
+        match self.flaw {
+            Flaw::Mixing if i == 1 => Ok(out.broadcast_sub(&out.mean_keepdim(0)?)?),
+            Flaw::NanInBlock if i == 1 => with_value(&out, 1, f32::NAN),
+            _ => Ok(out),
         }
     }
     fn head(&self, h: &Tensor, c: &Tensor) -> Result<Tensor> {
-        self.0.head(h, c)
+        let out = self.net.head(h, c)?;
+        match self.flaw {
+            Flaw::InOutput(value) => with_value(&out, 1, value),
+            Flaw::NanInGradient => Ok((&out + (&out - &out)?.sqrt()?)?),
+            _ => Ok(out),
+        }
     }
 }
 
-struct MixingSubject;
-
-impl Subject for MixingSubject {
-    type Net = Mixing;
+impl Subject for Flaw {
+    type Net = Broken;
     fn depth(&self) -> usize {
         4
     }
     fn weights(&self) -> Result<StateDict> {
         Latent.weights()
     }
-    fn build(&self, weights: &StateDict) -> Result<Mixing> {
-        Ok(Mixing(Latent.build(weights)?))
+    fn build(&self, weights: &StateDict) -> Result<Broken> {
+        Ok(Broken {
+            net: Latent.build(weights)?,
+            flaw: *self,
+        })
     }
-    fn rebuild(&self, weights: &StateDict, kept: &[usize]) -> Result<Mixing> {
-        Ok(Mixing(Latent.rebuild(weights, kept)?))
+    fn rebuild(&self, weights: &StateDict, kept: &[usize]) -> Result<Broken> {
+        Ok(Broken {
+            net: Latent.rebuild(weights, kept)?,
+            flaw: *self,
+        })
     }
     fn input(&self, rows: Option<&[usize]>) -> Result<LatentQuery> {
         Latent.input(rows)
@@ -167,8 +200,33 @@ impl Subject for MixingSubject {
 
 #[test]
 fn a_stack_that_mixes_samples_is_caught() {
-    let error = laws::check(&MixingSubject).unwrap_err().to_string();
+    let error = laws::check(&Flaw::Mixing).unwrap_err().to_string();
     assert!(error.contains("batched is single"), "{error}");
+}
+
+#[test]
+fn a_stack_whose_values_are_not_finite_is_caught() {
+    for flaw in [
+        Flaw::NanInBlock,
+        Flaw::InOutput(f32::NAN),
+        Flaw::InOutput(f32::INFINITY),
+        Flaw::InOutput(f32::NEG_INFINITY),
+    ] {
+        let error = laws::check(&flaw).unwrap_err().to_string();
+        assert!(
+            error.contains("law broken") && error.contains("not finite"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_a_number_is_caught() {
+    let error = laws::check(&Flaw::NanInGradient).unwrap_err().to_string();
+    assert!(
+        error.contains("every trainable tensor has a gradient") && error.contains("NaN"),
+        "{error}"
+    );
 }
 
 #[test]
