@@ -126,10 +126,16 @@ impl Golden {
     }
 
     /// 1e-5 of the largest recorded value plus 20 times the recorded f32 noise.
+    ///
+    /// # Panics
+    /// When the tensor is missing or holds a value that is not finite, which would allow anything.
     pub fn tolerance(&self, key: &str) -> f64 {
-        let largest = flat(&self.tensor(key))
-            .iter()
-            .fold(0f64, |m, v| m.max(v.abs()));
+        let largest = largest(flat(&self.tensor(key)));
+        assert!(
+            largest.is_finite(),
+            "{}: {key} holds values that are not finite",
+            self.name
+        );
         let noise = self
             .noise
             .get(key)
@@ -137,6 +143,44 @@ impl Golden {
             .and_then(Value::as_f64)
             .unwrap_or(0.0);
         1e-5 * largest + 20.0 * noise
+    }
+
+    /// A config text.
+    ///
+    /// # Panics
+    /// When the path is missing or not a text.
+    pub fn text(&self, path: &str) -> &str {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        self.config
+            .pointer(&pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_else(|| panic!("{}: config has no text `{path}`", self.name))
+    }
+
+    /// A table of f64, flattened.
+    ///
+    /// # Panics
+    /// When there is none of that type.
+    pub fn table(&self, key: &str) -> Vec<f64> {
+        let table = self.tensor(key);
+        assert_eq!(table.dtype(), DType::F64, "{}: {key}", self.name);
+        flat(&table)
+    }
+
+    /// Asserts that `got` equals the recorded f64 table `key`, entry by entry, to 1e-12 of the entry.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn close_table(&self, key: &str, got: &[f64]) {
+        let want = self.table(key);
+        assert_eq!(got.len(), want.len(), "{}: {key}", self.name);
+        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+            assert!(
+                (g - w).abs() <= 1e-12 * w.abs(),
+                "{}: {key}[{i}]: {g} instead of {w}",
+                self.name
+            );
+        }
     }
 
     /// Asserts that `got` equals the recorded tensor `key` within [`tolerance`](Self::tolerance).
@@ -161,18 +205,11 @@ impl Golden {
             want.dims()
         );
         let (g, w) = (flat(got), flat(&want));
-        let (at, worst) = g
-            .iter()
-            .zip(&w)
-            .map(|(a, b)| (a - b).abs())
-            .enumerate()
-            .fold((0, 0f64), |worst, (i, d)| {
-                if d > worst.1 || d.is_nan() {
-                    (i, d)
-                } else {
-                    worst
-                }
-            });
+        let mut differences = g.iter().zip(&w).map(|(a, b)| (a - b).abs());
+        let worst = largest(differences.clone());
+        let at = differences
+            .position(|d| d == worst || d.is_nan())
+            .unwrap_or(0);
         assert!(
             worst <= tolerance,
             "{}: {key}[{at}]: {} instead of {} (off by {worst:.3e}, allowed {tolerance:.3e})",
@@ -193,15 +230,86 @@ pub fn flat(t: &Tensor) -> Vec<f64> {
         .expect("a readable tensor")
 }
 
-/// The largest absolute difference of two tensors of one size.
+/// The largest absolute value, 0 of nothing, and not a number if any value is: `f64::max` alone passes
+/// over what is not a number.
+pub fn largest(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().fold(0.0, |max, v| {
+        if v.is_nan() || v.abs() > max {
+            v.abs()
+        } else {
+            max
+        }
+    })
+}
+
+/// The largest absolute difference of two tensors of one size; not a number if any difference is.
 ///
 /// # Panics
 /// When the sizes differ.
 pub fn max_diff(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.elem_count(), b.elem_count());
-    flat(a)
-        .iter()
-        .zip(flat(b))
-        .map(|(x, y)| (x - y).abs())
-        .fold(0.0, |m, d| if d.is_nan() { d } else { m.max(d) })
+    largest(flat(a).into_iter().zip(flat(b)).map(|(x, y)| x - y))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(values: &[f64]) -> Tensor {
+        Tensor::new(values, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn a_difference_that_is_not_a_number_stays() {
+        let good = row(&[1.0, 2.0, 3.0]);
+        for at in 0..3 {
+            let mut values = [1.0, 2.0, 3.0];
+            values[at] = f64::NAN;
+            let bad = row(&values);
+            for (a, b) in [(&good, &bad), (&bad, &good), (&bad, &bad)] {
+                assert!(max_diff(a, b).is_nan(), "at {at}");
+            }
+        }
+        assert_eq!(max_diff(&good, &row(&[1.0, 4.5, 2.0])), 2.5);
+        assert_eq!(largest([]), 0.0);
+    }
+
+    fn golden(values: &[f64]) -> Golden {
+        Golden {
+            name: "made".into(),
+            tensors: [("a".to_string(), row(values))].into(),
+            config: Value::Null,
+            metadata: BTreeMap::new(),
+            noise: Value::Null,
+        }
+    }
+
+    fn panics(run: impl Fn() + std::panic::UnwindSafe) -> bool {
+        std::panic::catch_unwind(run).is_err()
+    }
+
+    #[test]
+    fn close_refuses_other_values_and_what_is_not_finite() {
+        let values = [1.0, 2.0, 3.0];
+        golden(&values).close("a", &row(&values));
+        golden(&values).close_table("a", &values);
+        for other in [2.001, f64::NAN, f64::INFINITY] {
+            for at in 0..3 {
+                let mut got = values;
+                got[at] = other;
+                assert!(panics(move || golden(&values).close("a", &row(&got))));
+                assert!(panics(move || golden(&values).close_table("a", &got)));
+                // A recorded infinity must not make the tolerance infinite.
+                if !other.is_finite() {
+                    assert!(panics(move || golden(&got).close("a", &row(&values))));
+                }
+            }
+        }
+        assert!(panics(
+            move || golden(&values).close("a", &row(&values[..2]))
+        ));
+        assert!(panics(
+            move || golden(&values).close_table("a", &values[..2])
+        ));
+    }
 }
