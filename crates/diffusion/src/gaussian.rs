@@ -58,7 +58,7 @@ pub enum Clip {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiffusionConfig {
-    /// Length of the trained chain.
+    /// Length of the trained chain, at most a million.
     pub steps: usize,
     /// Noise schedule of the trained chain.
     pub schedule: BetaSchedule,

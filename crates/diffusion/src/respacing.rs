@@ -4,6 +4,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{Error, Result};
 
+use crate::schedule::check_steps;
+
 /// Which timesteps of the trained chain a shorter chain visits.
 ///
 /// Written as a string, as in the public code (`space_timesteps` of improved-diffusion):
@@ -29,6 +31,7 @@ pub enum Respacing {
 impl Respacing {
     /// The timesteps of a chain of `steps` that are visited, ascending and unique.
     pub fn timesteps(&self, steps: usize) -> Result<Vec<usize>> {
+        check_steps(steps)?;
         match self {
             Self::All => Ok((0..steps).collect()),
             Self::Ddim(count) => ddim_timesteps(steps, *count),
@@ -52,16 +55,19 @@ fn section_timesteps(steps: usize, counts: &[usize]) -> Result<Vec<usize>> {
         return Err(Error::usage("a respaced chain needs at least one timestep"));
     }
     let (size, extra) = (steps / counts.len(), steps % counts.len());
-    let mut timesteps = Vec::with_capacity(counts.iter().sum());
-    let mut start = 0;
-    for (i, &count) in counts.iter().enumerate() {
-        let size = size + usize::from(i < extra);
+    let sizes = (0..counts.len()).map(|i| size + usize::from(i < extra));
+    // Every section first: only counts that fit, whose sum is at most `steps`, may decide how much to reserve.
+    for (i, (&count, size)) in counts.iter().zip(sizes.clone()).enumerate() {
         if count > size {
             return Err(Error::usage(format!(
                 "section {} of the respacing asks for {count} timesteps but spans only {size} of the chain's {steps}",
                 i + 1
             )));
         }
+    }
+    let mut timesteps = Vec::with_capacity(counts.iter().sum());
+    let mut start = 0;
+    for (&count, size) in counts.iter().zip(sizes) {
         let stride = if count <= 1 {
             1.0
         } else {

@@ -3,6 +3,24 @@ use tinyfusion_core::{Error, Result};
 
 use crate::Respacing;
 
+/// Longest chain: a thousand times the published ones, and its tables still fit in a few hundred megabytes.
+const MAX_STEPS: usize = 1_000_000;
+
+/// Checks the length of a trained chain before anything is allocated for it.
+pub(crate) fn check_steps(steps: usize) -> Result<()> {
+    if steps == 0 {
+        return Err(Error::usage(
+            "a diffusion chain needs at least one step, found 0",
+        ));
+    }
+    if steps > MAX_STEPS {
+        return Err(Error::usage(format!(
+            "a diffusion chain of {steps} steps is too long; use at most {MAX_STEPS}"
+        )));
+    }
+    Ok(())
+}
+
 /// How much noise each step of the forward process adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -18,11 +36,7 @@ pub enum BetaSchedule {
 impl BetaSchedule {
     /// β_t for t in 0..steps.
     pub fn betas(self, steps: usize) -> Result<Vec<f64>> {
-        if steps == 0 {
-            return Err(Error::usage(
-                "a diffusion chain needs at least one step, found 0",
-            ));
-        }
+        check_steps(steps)?;
         let betas: Vec<f64> = match self {
             Self::Linear => {
                 let scale = 1000.0 / steps as f64;

@@ -4,10 +4,11 @@
 mod common;
 
 use candle_core::{Tensor, Var};
-use common::{Golden, output_for};
+use common::{check, output_for};
 use tinyfusion_diffusion::{
     DiffusionConfig, GaussianDiffusion, LossKind, Noised, Target, Variance,
 };
+use tinyfusion_testing::Golden;
 
 fn variant(name: &str) -> DiffusionConfig {
     let base = DiffusionConfig::default();
@@ -40,7 +41,8 @@ fn variant(name: &str) -> DiffusionConfig {
 /// The distinct values of the dotted name's part `at` among the names that start with `prefix`.
 fn parts(golden: &Golden, at: usize, keep: impl Fn(&[&str]) -> bool) -> Vec<String> {
     let mut found: Vec<String> = golden
-        .names()
+        .names("")
+        .iter()
         .map(|n| n.split('.').collect::<Vec<_>>())
         .filter(|p| p.len() > at.max(1) && keep(p))
         .map(|p| p[at].to_string())
@@ -53,10 +55,10 @@ fn parts(golden: &Golden, at: usize, keep: impl Fn(&[&str]) -> bool) -> Vec<Stri
 #[test]
 fn golden_training_losses() {
     let g = Golden::open("gaussian_diffusion.safetensors");
-    let (x_start, noise) = (g.get("in.x_start"), g.get("in.noise"));
+    let (x_start, noise) = (g.tensor("in.x_start"), g.tensor("in.noise"));
     let mut compared = 0;
     for schedule in parts(&g, 0, |p| p[1] == "loss") {
-        let respacing = g.text(&format!("/schedules/{schedule}")).parse().unwrap();
+        let respacing = g.text(&format!("schedules.{schedule}")).parse().unwrap();
         let t = g.ids(&format!("{schedule}.t"));
         for name in parts(&g, 2, |p| p[0] == schedule && p[1] == "loss") {
             let config = DiffusionConfig {
@@ -65,7 +67,7 @@ fn golden_training_losses() {
             };
             let diffusion = GaussianDiffusion::new(config).unwrap();
             let x_t = diffusion.q_sample(&x_start, &t, &noise).unwrap();
-            let raw = g.get(if name == "xstart" {
+            let raw = g.tensor(if name == "xstart" {
                 "in.model_output_xstart"
             } else {
                 "in.model_output_good"
@@ -80,16 +82,17 @@ fn golden_training_losses() {
             };
             let losses = diffusion.losses(output.as_tensor(), &batch).unwrap();
             let prefix = format!("{schedule}.loss.{name}");
-            g.check(&format!("{prefix}.loss"), &losses.loss);
+            check(&g, &format!("{prefix}.loss"), &losses.loss);
             for (part, got) in [("mse", &losses.mse), ("vb", &losses.vb)] {
                 let key = format!("{prefix}.{part}");
-                assert_eq!(g.has(&key), got.is_some(), "{key}");
+                assert_eq!(g.get(&key).is_some(), got.is_some(), "{key}");
                 if let Some(got) = got {
-                    g.check(&key, got);
+                    check(&g, &key, got);
                 }
             }
             let grads = losses.loss.mean_all().unwrap().backward().unwrap();
-            g.check(
+            check(
+                &g,
                 &format!("{prefix}.grad_model_output"),
                 grads.get(output.as_tensor()).unwrap(),
             );
@@ -102,14 +105,14 @@ fn golden_training_losses() {
 #[test]
 fn golden_distillation_losses() {
     let g = Golden::open("kd_losses.safetensors");
-    let (x_start, noise) = (g.get("in.x_start"), g.get("in.noise"));
+    let (x_start, noise) = (g.tensor("in.x_start"), g.tensor("in.noise"));
     let channels = x_start.dim(1).unwrap();
-    let alpha = g.number("/alpha_kd");
-    let beta = g.number("/beta_feat");
+    let alpha = g.number("alpha_kd");
+    let beta = g.number("beta_feat");
     let mut compared = 0;
     for chain in parts(&g, 0, |p| p[1] == "kd") {
         let respacing: tinyfusion_diffusion::Respacing = if chain == "spaced" {
-            g.text("/spaced_respacing").parse().unwrap()
+            g.text("spaced_respacing").parse().unwrap()
         } else {
             "".parse().unwrap()
         };
@@ -122,8 +125,8 @@ fn golden_distillation_losses() {
                 };
                 let diffusion = GaussianDiffusion::new(config).unwrap();
                 let x_t = diffusion.q_sample(&x_start, &t, &noise).unwrap();
-                let student = output_for(&diffusion, channels, &g.get("in.student_output"));
-                let teacher = output_for(&diffusion, channels, &g.get("in.teacher_output"));
+                let student = output_for(&diffusion, channels, &g.tensor("in.student_output"));
+                let teacher = output_for(&diffusion, channels, &g.tensor("in.teacher_output"));
                 let student = Var::from_tensor(&student).unwrap();
                 let teacher = Var::from_tensor(&teacher).unwrap();
                 let batch = Noised {
@@ -138,26 +141,27 @@ fn golden_distillation_losses() {
                     .unwrap();
 
                 let prefix = format!("{chain}.{function}.{name}");
-                g.check(&format!("{prefix}.gt"), &ground.loss);
-                g.check(&format!("{prefix}.kd_loss"), &kd.loss);
+                check(&g, &format!("{prefix}.gt"), &ground.loss);
+                check(&g, &format!("{prefix}.kd_loss"), &kd.loss);
                 for (part, got) in [("mse", &ground.mse), ("vb", &ground.vb), ("vb_kd", &kd.vb)] {
                     let key = format!("{prefix}.{part}");
-                    assert_eq!(g.has(&key), got.is_some(), "{key}");
+                    assert_eq!(g.get(&key).is_some(), got.is_some(), "{key}");
                     if let Some(got) = got {
-                        g.check(&key, got);
+                        check(&g, &key, got);
                     }
                 }
                 let mixed = ((&kd.loss * alpha).unwrap() + (&ground.loss * (1.0 - alpha)).unwrap())
                     .unwrap();
                 let features = format!("{prefix}.feat_loss");
-                let loss: Tensor = if g.has(&features) {
-                    (&mixed + (g.get(&features) * beta).unwrap()).unwrap()
+                let loss: Tensor = if g.get(&features).is_some() {
+                    (&mixed + (g.tensor(&features) * beta).unwrap()).unwrap()
                 } else {
                     mixed.clone()
                 };
-                g.check(&format!("{prefix}.loss"), &loss);
+                check(&g, &format!("{prefix}.loss"), &loss);
                 let grads = mixed.mean_all().unwrap().backward().unwrap();
-                g.check(
+                check(
+                    &g,
                     &format!("{prefix}.grad.student_output"),
                     grads.get(student.as_tensor()).unwrap(),
                 );

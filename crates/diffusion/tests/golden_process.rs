@@ -4,10 +4,11 @@
 mod common;
 
 use candle_core::DType;
-use common::{Golden, output_for};
+use common::{check, output_for};
 use tinyfusion_diffusion::{
     Clip, DdimConfig, DiffusionConfig, GaussianDiffusion, Respacing, Target, Variance,
 };
+use tinyfusion_testing::Golden;
 
 /// Names and chains of the file's schedules.
 fn chains(g: &Golden) -> Vec<(String, Respacing)> {
@@ -40,16 +41,16 @@ fn golden_tables() {
         let diffusion = process(&respacing, Variance::LearnedRange, Target::Noise);
         let s = diffusion.schedule();
         let key = |table: &str| format!("sched.{name}.{table}");
-        g.check_table(&key("betas"), &s.betas);
-        g.check_table(&key("alphas_cumprod"), &s.alphas_cumprod);
-        g.check_table(&key("alphas_cumprod_prev"), &s.alphas_cumprod_prev);
-        g.check_table(&key("posterior_variance"), &s.posterior_variance);
-        g.check_table(
+        g.close_table(&key("betas"), &s.betas);
+        g.close_table(&key("alphas_cumprod"), &s.alphas_cumprod);
+        g.close_table(&key("alphas_cumprod_prev"), &s.alphas_cumprod_prev);
+        g.close_table(&key("posterior_variance"), &s.posterior_variance);
+        g.close_table(
             &key("posterior_log_variance_clipped"),
             &s.posterior_log_variance_clipped,
         );
-        g.check_table(&key("posterior_mean_coef1"), &s.posterior_mean_coef1);
-        g.check_table(&key("posterior_mean_coef2"), &s.posterior_mean_coef2);
+        g.close_table(&key("posterior_mean_coef1"), &s.posterior_mean_coef1);
+        g.close_table(&key("posterior_mean_coef2"), &s.posterior_mean_coef2);
         let map: Vec<u32> = s.timestep_map.iter().map(|t| *t as u32).collect();
         assert_eq!(map, g.ids(&key("timestep_map")));
     }
@@ -75,12 +76,12 @@ fn golden_respacing() {
 #[test]
 fn golden_forward_process() {
     let g = Golden::open("gaussian_diffusion.safetensors");
-    let (x_start, noise) = (g.get("in.x_start"), g.get("in.noise"));
+    let (x_start, noise) = (g.tensor("in.x_start"), g.tensor("in.noise"));
     for (name, respacing) in chains(&g) {
         let diffusion = process(&respacing, Variance::LearnedRange, Target::Noise);
         let t = g.ids(&format!("{name}.t"));
         let x_t = diffusion.q_sample(&x_start, &t, &noise).unwrap();
-        g.check(&format!("{name}.q_sample"), &x_t);
+        check(&g, &format!("{name}.q_sample"), &x_t);
         for (part, q) in [
             (
                 "q_mean_variance",
@@ -91,9 +92,9 @@ fn golden_forward_process() {
                 diffusion.q_posterior(&x_start, &x_t, &t).unwrap(),
             ),
         ] {
-            g.check(&format!("{name}.{part}.mean"), &q.mean);
-            g.check(&format!("{name}.{part}.variance"), &q.variance);
-            g.check(&format!("{name}.{part}.log_variance"), &q.log_variance);
+            check(&g, &format!("{name}.{part}.mean"), &q.mean);
+            check(&g, &format!("{name}.{part}.variance"), &q.variance);
+            check(&g, &format!("{name}.{part}.log_variance"), &q.log_variance);
         }
         let told = diffusion.model_timesteps(&t, x_t.device()).unwrap();
         assert_eq!(told.dtype(), DType::F32);
@@ -107,7 +108,7 @@ fn golden_forward_process() {
 #[test]
 fn golden_reverse_process() {
     let g = Golden::open("gaussian_diffusion.safetensors");
-    let (x_start, noise) = (g.get("in.x_start"), g.get("in.noise"));
+    let (x_start, noise) = (g.tensor("in.x_start"), g.tensor("in.noise"));
     let variants = [
         ("learned", Variance::LearnedRange, Target::Noise),
         ("fixed_large", Variance::FixedLarge, Target::Noise),
@@ -119,7 +120,7 @@ fn golden_reverse_process() {
         for (variant, variance, target) in variants {
             let diffusion = process(&respacing, variance, target);
             let x_t = diffusion.q_sample(&x_start, &t, &noise).unwrap();
-            let raw = g.get(if target == Target::XStart {
+            let raw = g.tensor(if target == Target::XStart {
                 "in.model_output_xstart"
             } else {
                 "in.model_output_good"
@@ -128,10 +129,10 @@ fn golden_reverse_process() {
             for (clip_name, clip) in CLIPS {
                 let p = diffusion.p_mean_variance(&output, &x_t, &t, clip).unwrap();
                 let prefix = format!("{name}.pmv.{variant}.{clip_name}");
-                g.check(&format!("{prefix}.mean"), &p.mean);
-                g.check(&format!("{prefix}.variance"), &p.variance);
-                g.check(&format!("{prefix}.log_variance"), &p.log_variance);
-                g.check(&format!("{prefix}.pred_xstart"), &p.pred_xstart);
+                check(&g, &format!("{prefix}.mean"), &p.mean);
+                check(&g, &format!("{prefix}.variance"), &p.variance);
+                check(&g, &format!("{prefix}.log_variance"), &p.log_variance);
+                check(&g, &format!("{prefix}.pred_xstart"), &p.pred_xstart);
             }
         }
     }
@@ -141,11 +142,11 @@ fn golden_reverse_process() {
 fn golden_sampler_steps() {
     let g = Golden::open("gaussian_diffusion.safetensors");
     let (x_start, noise, step_noise) = (
-        g.get("in.x_start"),
-        g.get("in.noise"),
-        g.get("in.step_noise"),
+        g.tensor("in.x_start"),
+        g.tensor("in.noise"),
+        g.tensor("in.step_noise"),
     );
-    let output = g.get("in.model_output_good");
+    let output = g.tensor("in.model_output_good");
     for (name, respacing) in chains(&g) {
         let t = g.ids(&format!("{name}.t"));
         let diffusion = process(&respacing, Variance::LearnedRange, Target::Noise);
@@ -154,23 +155,28 @@ fn golden_sampler_steps() {
             let step = diffusion
                 .p_sample(&output, &x_t, &t, clip, Some(&step_noise))
                 .unwrap();
-            g.check(&format!("{name}.p_sample.{clip_name}.sample"), &step.sample);
-            for (eta_name, eta) in [("eta0", 0.0), ("eta", g.number("/eta"))] {
+            check(
+                &g,
+                &format!("{name}.p_sample.{clip_name}.sample"),
+                &step.sample,
+            );
+            for (eta_name, eta) in [("eta0", 0.0), ("eta", g.number("eta"))] {
                 let config = DdimConfig { eta, clip };
                 let step = diffusion
                     .ddim_sample(&output, &x_t, &t, config, Some(&step_noise))
                     .unwrap();
-                g.check(
+                check(
+                    &g,
                     &format!("{name}.ddim_sample.{clip_name}.{eta_name}.sample"),
                     &step.sample,
                 );
             }
             let reverse = format!("{name}.ddim_reverse.{clip_name}.sample");
-            if clip == Clip::Off || g.has(&reverse) {
+            if clip == Clip::Off || g.get(&reverse).is_some() {
                 let step = diffusion
                     .ddim_reverse_sample(&output, &x_t, &t, clip)
                     .unwrap();
-                g.check(&reverse, &step.sample);
+                check(&g, &reverse, &step.sample);
             }
         }
     }

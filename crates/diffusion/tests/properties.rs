@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
-use tinyfusion_core::{LatentBatch, StepRng, stream};
+use tinyfusion_core::{Error, LatentBatch, StepRng, stream};
 use tinyfusion_diffusion::{
     BetaSchedule, Clip, DenoisingObjective, DiffusionConfig, GaussianDiffusion, LabelDrop,
     NoiseSchedule, Respacing, Target, Variance,
@@ -139,6 +139,66 @@ fn malformed_respacings_name_what_is_wrong() {
     assert!(spread("10,400,10", 1000).contains("section 2"));
     assert!(spread("ddim333", 1000).contains("333"));
     assert!(spread("0", 1000).contains("at least one"));
+}
+
+#[test]
+fn absurd_counts_are_usage_errors_not_panics() {
+    let most = usize::MAX;
+    let fails = |respacing: Respacing, steps: usize| {
+        let error = respacing.timesteps(steps).unwrap_err();
+        assert!(matches!(error, Error::Usage(_)), "{error}");
+        error.to_string()
+    };
+    // One count that no memory holds, and counts whose sum overflows.
+    for text in [
+        format!("{most}"),
+        format!("10,{most}"),
+        format!("{most},{most},{most}"),
+        format!("1,{}", most / 2),
+    ] {
+        let error = fails(text.parse().unwrap(), 1000);
+        assert!(error.contains("section"), "{text}: {error}");
+    }
+    fails(Respacing::Ddim(most), 1000);
+    fails(Respacing::Ddim(0), 1000);
+    fails(Respacing::Sections(vec![]), 1000);
+    // More digits than a count has.
+    assert!(format!("{most}0").parse::<Respacing>().is_err());
+    for respacing in [
+        Respacing::All,
+        Respacing::Ddim(most),
+        Respacing::Sections(vec![most]),
+        Respacing::Sections(vec![10]),
+    ] {
+        for steps in [1_000_001, most] {
+            assert!(fails(respacing.clone(), steps).contains("1000000"));
+        }
+        assert!(fails(respacing, 0).contains("at least one step"));
+    }
+}
+
+#[test]
+fn the_longest_chain_is_a_million_steps() {
+    let long = NoiseSchedule::new(
+        BetaSchedule::Linear,
+        1_000_000,
+        &Respacing::Sections(vec![2]),
+    );
+    assert_eq!(long.unwrap().timestep_map, [0, 999_999]);
+    for steps in [1_000_001, usize::MAX] {
+        for schedule in [BetaSchedule::Linear, BetaSchedule::Cosine] {
+            let error = GaussianDiffusion::new(DiffusionConfig {
+                steps,
+                schedule,
+                ..DiffusionConfig::default()
+            })
+            .unwrap_err();
+            assert!(
+                matches!(&error, Error::Usage(m) if m.contains("1000000") && m.contains(&steps.to_string())),
+                "{error}"
+            );
+        }
+    }
 }
 
 #[test]
