@@ -1,5 +1,8 @@
 //! A golden file: tensors by name, cases found in the file itself, so that files with other sizes and
 //! seeds run through the same tests.
+//!
+//! A reader of its own beside `tinyfusion_testing::Golden`: that one reads tensors of candle, which this crate
+//! and its tests do without, and has one tolerance, that of f32 networks; here every f64 value states its own.
 
 use std::{collections::HashMap, path::PathBuf};
 
