@@ -164,7 +164,10 @@ impl BlockStack for Broken {
         let out = self.net.head(h, c)?;
         match self.flaw {
             Flaw::InOutput(value) => with_value(&out, 1, value),
-            Flaw::NanInGradient => Ok((&out + (&out - &out)?.sqrt()?)?),
+            Flaw::NanInGradient => {
+                let same = out.clone();
+                Ok((&out + (&out - same)?.sqrt()?)?)
+            }
             _ => Ok(out),
         }
     }

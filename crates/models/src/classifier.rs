@@ -85,7 +85,7 @@ impl ClassifierConfig {
             specs.push(ParamSpec {
                 name,
                 shape: shape.to_vec(),
-            })
+            });
         };
         add("pos_embed".into(), &[1, tokens, d]);
         add(
