@@ -208,7 +208,7 @@ fn weights_that_do_not_fit_the_config() {
                 .unwrap()
                 .contiguous()
                 .unwrap(),
-        )
+        );
     });
     let error = place.fails(1, "sample bad out --count 1 --steps 1");
     assert!(
@@ -216,7 +216,7 @@ fn weights_that_do_not_fit_the_config() {
         "{error}"
     );
     rewrite(&place, |t| {
-        t.insert("blocks.9.extra", t.require(key).unwrap().clone())
+        t.insert("blocks.9.extra", t.require(key).unwrap().clone());
     });
     let error = place.fails(1, "sample bad out --count 1 --steps 1");
     assert!(

@@ -253,7 +253,7 @@ fn write(args: &Args, job: &Job<'_>, images: &Tensor, seconds: f64) -> Result<()
         &out.join("samples.npz"),
         &[("arr_0", &nhwc), ("arr_1", &labels)],
     )?;
-    let shown = images.narrow(0, 0, args.count.min(args.grid_columns * 10))?;
+    let shown = images.narrow(0, 0, args.count.min(args.grid_columns.saturating_mul(10)))?;
     let picture = grid(&shown, args.grid_columns, 1)?;
     write_atomic(out.join("grid.png"), |f| {
         let mut bytes = std::io::Cursor::new(Vec::new());
