@@ -10,7 +10,7 @@ mod rules;
 
 use super::correlation::rank_correlation;
 use super::svg::short;
-use rules::{Order, best, compare, loss, order, rows, unscored};
+use rules::{Order, best, compare, compare_outright, loss, order, rows, unscored};
 
 use crate::reproduce::{Recovery, ResultRow, Results};
 
@@ -332,7 +332,7 @@ fn fewer_steps(results: &Results) -> Vec<(Verdict, String)> {
             );
             return (Verdict::Unknown, text);
         };
-        let (verdict, text) = compare(row, control, results);
+        let (verdict, text) = compare_outright(row, control);
         let speeds = format!(
             "{} and {} images/s",
             short(speed),
@@ -356,7 +356,7 @@ fn depth(results: &Results) -> Vec<(Verdict, String)> {
     };
     let students = || results.rows.iter().filter(|r| r.criterion != "dense");
     let answer = |student: &ResultRow| {
-        let (verdict, text) = compare(dense, student, results);
+        let (verdict, text) = compare_outright(dense, student);
         let losses = dense.held_out_loss.zip(student.held_out_loss);
         // Both numbers have to say so.
         if verdict == Verdict::Yes && losses.is_none_or(|(a, b)| order(a, b) != Order::Better) {

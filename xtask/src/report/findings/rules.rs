@@ -41,18 +41,25 @@ pub(super) fn loss(row: &ResultRow) -> String {
 }
 
 /// Whether row a is better than row b by FID, with the held-out loss beside it.
+///
+/// The random masks' spread is the noise of choosing a mask: a difference between two masks within it is not clear.
 pub(super) fn compare(a: &ResultRow, b: &ResultRow, results: &Results) -> (Verdict, String) {
+    let random = results.random.as_ref();
+    compare_within(a, b, random.and_then(|r| r.fid).map(|s| s.width()))
+}
+
+/// As [`compare`] where no mask was chosen on one side, as for the dense teacher: the spread says nothing there.
+pub(super) fn compare_outright(a: &ResultRow, b: &ResultRow) -> (Verdict, String) {
+    compare_within(a, b, None)
+}
+
+fn compare_within(a: &ResultRow, b: &ResultRow, spread: Option<f64>) -> (Verdict, String) {
     let (x, y) = match (a.score(), b.score()) {
         (Some(x), Some(y)) => (x, y),
         (None, _) => return unscored(a),
         // To be better than nothing is no answer.
         (_, None) => return (Verdict::Unknown, unscored(b).1),
     };
-    let spread = results
-        .random
-        .as_ref()
-        .and_then(|r| r.fid)
-        .map(|s| s.width());
     let within = spread.filter(|s| (x - y).abs() <= *s);
     let fids = format!(
         "FID {} for {} against {} for {}",
