@@ -8,7 +8,6 @@ mod selection;
 mod stack;
 mod state_dict;
 
-/// The behavioural suite that every stack passes.
 pub mod laws;
 /// Small stacks in the shapes of the model families, on which the laws are tested without a model crate.
 pub mod toy;

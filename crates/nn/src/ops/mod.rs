@@ -1,6 +1,6 @@
 //! The hot operations as functions over tensors, each with its own backward.
 //!
-//! On a CPU in f32 they run the fused [kernels](crate::kernels); elsewhere each falls back to the
+//! On a CPU in f32 they run the fused kernels; elsewhere each falls back to the
 //! plain composition of candle operations beside it, which is also the oracle of its tests.
 
 mod activation;
