@@ -62,7 +62,9 @@ pub(crate) fn command_line() -> String {
             format!("'{}'", word.replace('\'', r"'\''"))
         }
     };
-    std::env::args_os()
+    // The program by its name: where it lay on this machine is nobody's business.
+    std::iter::once("tinyfusion".into())
+        .chain(std::env::args_os().skip(1))
         .map(|a| quoted(a.to_string_lossy().into_owned()))
         .collect::<Vec<_>>()
         .join(" ")
