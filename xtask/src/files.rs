@@ -1,5 +1,6 @@
 //! Paths, atomic writes and content hashes.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
@@ -103,7 +104,8 @@ pub(crate) fn hash_text(text: &str) -> String {
 
 /// SHA-256 of a file's content, or of a folder's files (names and contents, in name order).
 ///
-/// `resources.json` is left out: it holds times and memory, which differ between equal runs.
+/// Left out are `resources.json` (times and memory, which differ between equal runs) and prose
+/// (`*.md`: a model card changes no result).
 pub(crate) fn hash_path(path: &Path) -> Result<String> {
     let mut hasher = Sha256::new();
     add(&mut hasher, path, "").with_context(|| format!("cannot read {}", path.display()))?;
@@ -114,7 +116,7 @@ fn add(hasher: &mut Sha256, path: &Path, name: &str) -> std::io::Result<()> {
     if fs::metadata(path)?.is_dir() {
         let mut entries: Vec<_> = fs::read_dir(path)?.collect::<std::io::Result<_>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries.iter().filter(|e| e.file_name() != "resources.json") {
+        for entry in entries.iter().filter(|e| is_content(&e.file_name())) {
             add(
                 hasher,
                 &entry.path(),
@@ -135,6 +137,10 @@ fn add(hasher: &mut Sha256, path: &Path, name: &str) -> std::io::Result<()> {
     }
 }
 
+fn is_content(name: &OsStr) -> bool {
+    name != "resources.json" && Path::new(name).extension() != Some(OsStr::new("md"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +154,7 @@ mod tests {
         fs::write(path("sub/b"), "2").unwrap();
         let first = hash_path(dir.path()).unwrap();
         fs::write(path("resources.json"), "{}").unwrap();
+        fs::write(path("README.md"), "a card").unwrap();
         assert_eq!(hash_path(dir.path()).unwrap(), first);
         fs::write(path("sub/b"), "3").unwrap();
         let second = hash_path(dir.path()).unwrap();
