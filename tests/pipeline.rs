@@ -121,6 +121,49 @@ fn a_file_gives_settings_and_flags_win() {
 }
 
 #[test]
+fn every_setting_of_a_search_can_be_written_down() {
+    let place = Place::with_teacher();
+    std::fs::write(
+        place.path("learn.toml"),
+        "pattern = [\"1:2\", \"1:2\"]\nsteps = 4\nbatch-size = 4\nclip = 0\nblend = \"plain\"\nhistory-every = 2\n\
+         lora-layers = [\"attn.qkv\", \"mlp.fc1\"]\nscale-from = 10\nscale-to = 100.0\n",
+    )
+    .unwrap();
+    place.ok("learn teacher/model learned --config learn.toml");
+    assert_eq!(place.text("learned/history.jsonl").lines().count(), 2);
+    let settings = &place.json("learned/selection.json")["settings"];
+    assert_eq!(settings["blend"], "plain");
+    assert_eq!(settings["scale"]["from"], 10.0);
+    assert_eq!(settings["fit"]["clip"], serde_json::Value::Null);
+    assert_eq!(settings["delta"]["lora"]["layers"]["named"][1], "mlp.fc1");
+
+    std::fs::write(
+        place.path("kd.toml"),
+        "beta-epoch = 2\nsteps = 4\nbatch-size = 4\nlr = 1e-3\n",
+    )
+    .unwrap();
+    place.ok("cut teacher/model cut --selection learned/selection.json");
+    place.ok("distill cut student --config kd.toml --teacher teacher/model --selection learned/selection.json");
+    assert!(
+        place
+            .text("student/config.toml")
+            .contains("steps-per-epoch = 2")
+    );
+
+    std::fs::write(
+        place.path("sample.toml"),
+        "count = 4\nsteps = 3\nclip = false\n",
+    )
+    .unwrap();
+    place.ok("sample --config sample.toml student/model images --steps 2");
+    let told = place.json("images/sample.json");
+    assert_eq!(
+        (&told["count"], &told["steps"], &told["clip"]),
+        (&4.into(), &2.into(), &false.into())
+    );
+}
+
+#[test]
 fn every_command_explains_itself() {
     let place = Place::new();
     let all = place.ok("--help");

@@ -3,14 +3,16 @@
 
 mod classifier;
 mod commands;
+mod config_file;
 mod model;
 mod resources;
 mod settings;
 mod training_data;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, CommandFactory, Parser};
 use tinyfusion::core::Error;
 use tinyfusion::train::Stop;
 
@@ -21,7 +23,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Make a trained diffusion transformer twice as shallow and nearly as good.
 #[derive(Parser)]
-#[command(version, about, arg_required_else_help = true, after_help = commands::EXAMPLES)]
+#[command(version, about, arg_required_else_help = true, args_override_self = true, after_help = commands::EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: commands::Command,
@@ -31,12 +33,21 @@ struct Cli {
     /// Errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
+    /// TOML file with any of the command's long flags (keys without the dashes); flags given here win
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     candle_on_one_thread();
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(error) => return fail(&error),
+    };
     log_to_stderr(cli.verbose, cli.quiet);
+    if let Some(file) = &cli.config {
+        tracing::debug!("settings of {}", file.display());
+    }
     let stop = Stop::default();
     let on_signal = stop.clone();
     let handler = ctrlc::set_handler(move || {
@@ -54,15 +65,30 @@ fn main() -> ExitCode {
     }
     match cli.command.run(&stop) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(match error.downcast_ref::<Error>() {
-                Some(Error::Usage(_)) => 2,
-                Some(Error::Interrupted { .. } | Error::Stopped) => 130,
-                _ => 1,
-            })
-        }
+        Err(error) => fail(&error),
     }
+}
+
+/// The command line, with the settings of `--config`. Ends the process where clap does: help, version, bad usage.
+fn parse() -> anyhow::Result<Cli> {
+    let arguments = config_file::with_config_file(std::env::args_os().collect(), &Cli::command())?;
+    Ok(
+        Cli::try_parse_from(&arguments.words).unwrap_or_else(|error| {
+            if let Some(file) = arguments.file.filter(|_| error.use_stderr()) {
+                eprintln!("with the settings of {}:", file.display());
+            }
+            error.exit()
+        }),
+    )
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(match error.downcast_ref::<Error>() {
+        Some(Error::Usage(_)) => 2,
+        Some(Error::Interrupted { .. } | Error::Stopped) => 130,
+        _ => 1,
+    })
 }
 
 fn log_to_stderr(verbose: u8, quiet: bool) {

@@ -1,55 +1,4 @@
-use std::path::PathBuf;
-
-use anyhow::Result;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use tinyfusion::core::Error;
 use tinyfusion::train::{FitConfig, LrSchedule};
-
-/// Where a command's settings come from besides its flags.
-#[derive(Debug, clap::Args)]
-pub(crate) struct ConfigFile {
-    /// TOML file with any of the long flags (kebab-case keys); flags given here win
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-}
-
-impl ConfigFile {
-    /// `flags` over the file's values. `T` has one optional field per long flag, and no other key is taken.
-    pub(crate) fn resolve<T: Serialize + DeserializeOwned>(&self, flags: &T) -> Result<T> {
-        let Value::Object(flags) = serde_json::to_value(flags)? else {
-            unreachable!("options are a struct")
-        };
-        let (mut merged, place) = match &self.config {
-            None => (Map::new(), "flags".to_string()),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-                let table: Map<String, Value> = toml::from_str(&text)
-                    .map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
-                (table, path.display().to_string())
-            }
-        };
-        // JSON has no NaN or infinity: they would be dropped on the way, and a default taken instead.
-        if let Some(key) = merged.iter().find(|(_, v)| v.is_null()).map(|(k, _)| k) {
-            return Err(Error::usage(format!("{place}: `{key}` is not a finite number")).into());
-        }
-        if let Some(key) = merged.keys().find(|k| !flags.contains_key(*k)) {
-            let known = flags
-                .keys()
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(", ");
-            return Err(Error::usage(format!(
-                "{place}: unknown setting `{key}`; there are {known}"
-            ))
-            .into());
-        }
-        merged.extend(flags.into_iter().filter(|(_, v)| !v.is_null()));
-        serde_json::from_value(Value::Object(merged))
-            .map_err(|e| Error::usage(format!("{place}: {e}")).into())
-    }
-}
 
 /// A number flag that is finite.
 pub(crate) fn finite(text: &str) -> std::result::Result<f64, String> {
@@ -61,8 +10,7 @@ pub(crate) fn finite(text: &str) -> std::result::Result<f64, String> {
 }
 
 /// The flags of the training loop, shared by every command that trains.
-#[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct FitOptions {
     /// Training steps
     #[arg(long)]
@@ -85,7 +33,7 @@ pub(crate) struct FitOptions {
     /// Decay per step of the averaged parameters
     #[arg(long, value_parser = finite)]
     ema: Option<f64>,
-    /// Largest gradient norm
+    /// Largest gradient norm; longer gradients are scaled down to it (0: never)
     #[arg(long, value_parser = finite)]
     clip: Option<f64>,
     /// Seed of everything random in the run
@@ -110,7 +58,10 @@ impl FitOptions {
             steps: self.steps.unwrap_or(defaults.steps),
             batch_size: self.batch_size.unwrap_or(defaults.batch_size),
             micro_batches: self.micro_batches.unwrap_or(defaults.micro_batches),
-            clip: self.clip.or(defaults.clip),
+            clip: match self.clip {
+                Some(0.0) => None,
+                given => given.or(defaults.clip),
+            },
             ema: self.ema.unwrap_or(defaults.ema),
             checkpoint_every: self.checkpoint_every.unwrap_or(defaults.checkpoint_every),
             log_every: self.log_every.unwrap_or(defaults.log_every),

@@ -2,7 +2,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 use tinyfusion::core::{Error, LatentBatch};
 use tinyfusion::data::shapes::{Shapes, ShapesConfig, Split};
 use tinyfusion::data::{Augment, ImageFolder, Loader, PackedLatents, Source};
@@ -17,8 +16,7 @@ pub(crate) const SHAPES_SEED: u64 = 0;
 pub(crate) const MOST_IMAGES: u64 = 10_000_000;
 
 /// The flag that says what a model is trained or judged on.
-#[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DataOptions {
     /// `shapes` (the embedded set, the default), a packed .safetensors file, or a folder of images by class.
     /// Only `shapes` has a held-out part of its own; files and folders are taken as they are

@@ -1,3 +1,5 @@
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{Error, Result};
 use tinyfusion_mask::{Linear, Pattern, Temperature};
@@ -107,6 +109,25 @@ impl LoraLayers {
             Self::Mlp => name.contains(".mlp.fc"),
             Self::Named(fragments) => fragments.iter().any(|f| name.contains(f.as_str())),
         }
+    }
+}
+
+impl FromStr for LoraLayers {
+    type Err = Error;
+
+    /// `all`, `attention`, `mlp`, or parts of names between commas.
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "all" => Self::All,
+            "attention" => Self::Attention,
+            "mlp" => Self::Mlp,
+            names if names.split(',').any(|n| n.trim().is_empty()) => {
+                return Err(Error::usage(format!(
+                    "`{names}` is not a list of layers: expected all, attention, mlp, or parts of names such as attn.qkv,mlp.fc1"
+                )));
+            }
+            names => Self::Named(names.split(',').map(|n| n.trim().to_string()).collect()),
+        })
     }
 }
 

@@ -1,12 +1,13 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tinyfusion::checkpoint::{DTypePolicy, Provenance};
 use tinyfusion::core::{BlockStack, Error};
 use tinyfusion::data::shapes::Split;
 use tinyfusion::distill::{
-    DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap, Run, Student, Teacher, distill,
+    BetaSchedule, DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap, Run, Student, Teacher,
+    distill,
 };
 use tinyfusion::models::{DiT, DiTConfig};
 use tinyfusion::train::{FitConfig, LrSchedule, Progress, RunDir, Stop};
@@ -14,7 +15,7 @@ use tinyfusion::train::{FitConfig, LrSchedule, Progress, RunDir, Stop};
 use super::score::read_selection;
 use crate::model::{DiTModel, save_dit};
 use crate::resources::Resources;
-use crate::settings::{ConfigFile, FitOptions, finite};
+use crate::settings::{FitOptions, finite};
 use crate::training_data::{DataOptions, objective};
 
 /// Recover a cut model: plain fine-tuning, or knowledge distillation from a teacher.
@@ -32,12 +33,9 @@ pub(crate) struct Args {
     out: PathBuf,
     #[command(flatten)]
     options: Options,
-    #[command(flatten)]
-    file: ConfigFile,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Features {
     /// Outputs only
     None,
@@ -49,8 +47,7 @@ enum Features {
     Joint,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, clap::Args)]
 struct Options {
     /// Model directory of the teacher; without it this is plain fine-tuning
     #[arg(long)]
@@ -67,14 +64,15 @@ struct Options {
     /// Weight of the hidden states at the first step; it falls to 0
     #[arg(long, value_parser = finite)]
     beta: Option<f64>,
+    /// Let that weight fall once in so many steps, by epochs as the reference does, and not at every step
+    #[arg(long, value_name = "STEPS")]
+    beta_epoch: Option<u64>,
     /// Standard deviations within which an activation is an inlier
     #[arg(long, value_parser = finite)]
     sigma: Option<f64>,
     #[command(flatten)]
-    #[serde(flatten)]
     data: DataOptions,
     #[command(flatten)]
-    #[serde(flatten)]
     fit: FitOptions,
 }
 
@@ -93,17 +91,21 @@ impl Options {
                     },
                     sigma: self.sigma.unwrap_or(d.sigma),
                     beta: self.beta.unwrap_or(d.beta),
-                    ..d
+                    beta_schedule: self.beta_epoch.map_or(d.beta_schedule, |steps_per_epoch| {
+                        BetaSchedule::PerEpoch { steps_per_epoch }
+                    }),
                 })
             }
             None if self.features.is_some()
                 || self.alpha_kd.is_some()
                 || self.beta.is_some()
+                || self.beta_epoch.is_some()
                 || self.sigma.is_some() =>
             {
-                return Err(
-                    Error::usage("features, alpha-kd, beta and sigma need --teacher").into(),
-                );
+                return Err(Error::usage(
+                    "features, alpha-kd, beta, beta-epoch and sigma need --teacher",
+                )
+                .into());
             }
             None => None,
         };
@@ -140,7 +142,7 @@ struct Settings<'a> {
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
-    let options: Options = args.file.resolve(&args.options)?;
+    let options = &args.options;
     let resources = Resources::start();
     let config = options.distill_config()?;
     config.validate()?;

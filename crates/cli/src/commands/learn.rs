@@ -1,18 +1,18 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tinyfusion::core::{BlockLayout, Error};
 use tinyfusion::data::shapes::Split;
 use tinyfusion::mask::{Linear, Pattern};
 use tinyfusion::models::{DiT, DiTConfig};
-use tinyfusion::recover::{DeltaW, LearnConfig, LoraLayers, RunContext, Teacher, learn};
+use tinyfusion::recover::{Blend, DeltaW, LearnConfig, LoraLayers, RunContext, Teacher, learn};
 use tinyfusion::train::{FitConfig, Progress, RunDir, Stop};
 
 use super::score::write_selection;
 use crate::model::DiTModel;
 use crate::resources::Resources;
-use crate::settings::{ConfigFile, FitOptions, finite};
+use crate::settings::{FitOptions, finite};
 use crate::training_data::{DataOptions, objective};
 
 /// Learn which blocks to keep so that the model recovers best after the cut.
@@ -29,28 +29,25 @@ pub(crate) struct Args {
     out: PathBuf,
     #[command(flatten)]
     options: Options,
-    #[command(flatten)]
-    file: ConfigFile,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Delta {
     Lora,
     Full,
     Frozen,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-enum Layers {
-    All,
-    Attention,
-    Mlp,
+/// How masked blocks are computed; both give the same losses and gradients.
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
+enum BlendFlag {
+    /// Dropped samples record nothing and have no backward
+    Exact,
+    /// Every sample runs through every block, as the reference does
+    Plain,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, clap::Args)]
 struct Options {
     /// Blocks kept of each group: 1:2, 2:4, 7:14, 2:4x7 or a list such as 2:4,3:4,…
     #[arg(long)]
@@ -64,9 +61,9 @@ struct Options {
     /// Its α (the update is scaled by α/rank)
     #[arg(long, value_parser = finite)]
     lora_alpha: Option<f64>,
-    /// Linear layers that get one
-    #[arg(long)]
-    lora_layers: Option<Layers>,
+    /// Linear layers that get one: all, attention, mlp, or parts of their names, such as attn.qkv,mlp.fc1
+    #[arg(long, value_name = "LAYERS")]
+    lora_layers: Option<LoraLayers>,
     /// Learning rate of the mask's logits
     #[arg(long, value_parser = finite)]
     mask_lr: Option<f64>,
@@ -76,14 +73,21 @@ struct Options {
     /// Temperature at the last step
     #[arg(long, value_parser = finite)]
     tau_to: Option<f64>,
-    /// Factor on the logits
+    /// Factor on the logits at the first step
     #[arg(long, value_parser = finite)]
-    scale: Option<f64>,
+    scale_from: Option<f64>,
+    /// Factor on the logits at the last step
+    #[arg(long, value_parser = finite)]
+    scale_to: Option<f64>,
+    /// How masked blocks are computed
+    #[arg(long)]
+    blend: Option<BlendFlag>,
+    /// Steps between lines of history.jsonl
+    #[arg(long)]
+    history_every: Option<u64>,
     #[command(flatten)]
-    #[serde(flatten)]
     data: DataOptions,
     #[command(flatten)]
-    #[serde(flatten)]
     fit: FitOptions,
 }
 
@@ -108,16 +112,11 @@ impl Options {
             fit: defaults,
             ..LearnConfig::default()
         };
-        let layers = match self.lora_layers.unwrap_or(Layers::All) {
-            Layers::All => LoraLayers::All,
-            Layers::Attention => LoraLayers::Attention,
-            Layers::Mlp => LoraLayers::Mlp,
-        };
         let delta = match self.delta.unwrap_or(Delta::Lora) {
             Delta::Lora => DeltaW::Lora {
                 rank: self.lora_rank.unwrap_or(8),
                 alpha: self.lora_alpha.unwrap_or(16.0),
-                layers,
+                layers: self.lora_layers.clone().unwrap_or_default(),
             },
             _ if self.lora_rank.is_some()
                 || self.lora_alpha.is_some()
@@ -140,10 +139,18 @@ impl Options {
                 from: self.tau_from.unwrap_or(d.tau.from),
                 to: self.tau_to.unwrap_or(d.tau.to),
             },
-            scale: self.scale.map_or(d.scale, Linear::constant),
+            scale: Linear {
+                from: self.scale_from.unwrap_or(d.scale.from),
+                to: self.scale_to.unwrap_or(d.scale.to),
+            },
+            blend: match self.blend {
+                None => d.blend,
+                Some(BlendFlag::Exact) => Blend::Exact,
+                Some(BlendFlag::Plain) => Blend::Plain,
+            },
+            history_every: self.history_every.unwrap_or(d.history_every),
             seed: self.fit.seed(),
             fit: self.fit.fit(&d.fit),
-            ..LearnConfig::default()
         })
     }
 }
@@ -158,7 +165,7 @@ struct Settings<'a> {
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
-    let options: Options = args.file.resolve(&args.options)?;
+    let options = &args.options;
     let resources = Resources::start();
     let config = options.learn_config()?;
     config.validate()?;

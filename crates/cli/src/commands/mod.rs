@@ -1,3 +1,4 @@
+mod bench;
 mod cut;
 mod distill;
 mod evaluate;
@@ -33,6 +34,7 @@ pub(crate) enum Command {
     Loss(loss::Args),
     Sample(sample::Args),
     Evaluate(evaluate::Args),
+    Bench(bench::Args),
 }
 
 impl Command {
@@ -48,6 +50,7 @@ impl Command {
             Self::Loss(args) => loss::run(args, stop),
             Self::Sample(args) => sample::run(args, stop),
             Self::Evaluate(args) => evaluate::run(args, stop),
+            Self::Bench(args) => bench::run(args),
         }
     }
 }

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use candle_core::Device;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tinyfusion::checkpoint::{DTypePolicy, Provenance};
 use tinyfusion::data::shapes::{self, Split};
 use tinyfusion::diffusion::{BetaSchedule, DiffusionConfig, Variance};
@@ -13,7 +13,7 @@ use tinyfusion::train::{FitConfig, LrSchedule, Outcome, Progress, RunDir, Stop};
 use crate::classifier;
 use crate::model::{DiTModel, save_classifier, save_dit};
 use crate::resources::Resources;
-use crate::settings::{ConfigFile, FitOptions};
+use crate::settings::FitOptions;
 use crate::training_data::{DataOptions, objective};
 
 /// Train the embedded experiment's teacher or classifier from nothing.
@@ -26,14 +26,12 @@ pub(crate) struct Args {
     out: PathBuf,
     #[command(flatten)]
     options: Options,
-    #[command(flatten)]
-    file: ConfigFile,
     /// Also write the model, in 16 bits, into this folder
     #[arg(long, value_name = "FOLDER")]
     export: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 enum What {
     /// The diffusion transformer
@@ -42,9 +40,7 @@ enum What {
     Classifier,
 }
 
-/// One optional field per flag, so that a file can give any of them.
-#[derive(Debug, Clone, Serialize, Deserialize, clap::Args)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, clap::Args)]
 struct Options {
     /// What to train
     #[arg(long)]
@@ -62,7 +58,6 @@ struct Options {
     #[arg(long)]
     patch_size: Option<usize>,
     #[command(flatten)]
-    #[serde(flatten)]
     fit: FitOptions,
 }
 
@@ -79,7 +74,7 @@ struct Settings<'a, M> {
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
-    let options: Options = args.file.resolve(&args.options)?;
+    let options = &args.options;
     let resources = Resources::start();
     let job = Job {
         args,
@@ -108,7 +103,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 
 struct Job<'a> {
     args: &'a Args,
-    options: Options,
+    options: &'a Options,
     seed: u64,
     lr: LrSchedule,
     fit: FitConfig,
@@ -156,7 +151,7 @@ impl Job<'_> {
     }
 
     fn dit(&self) -> Result<Outcome> {
-        let o = &self.options;
+        let o = self.options;
         let config = DiTConfig {
             input_size: shapes::SIZE,
             patch_size: o.patch_size.unwrap_or(4),
@@ -225,7 +220,7 @@ impl Job<'_> {
     }
 
     fn classifier(&self) -> Result<Outcome> {
-        let o = &self.options;
+        let o = self.options;
         let defaults = ClassifierConfig::default();
         let config = ClassifierConfig {
             patch_size: o.patch_size.unwrap_or(defaults.patch_size),

@@ -1,0 +1,131 @@
+use std::path::Path;
+
+use anyhow::Result;
+use tinyfusion::core::{Error, LatentBatch};
+use tinyfusion::distill::{
+    DistillConfig, KnowledgeConfig, LayerMap, Run, Student, Teacher as DistillTeacher, distill,
+};
+use tinyfusion::mask::Linear;
+use tinyfusion::models::{DiT, DiTConfig};
+use tinyfusion::recover::{DeltaW, LearnConfig, RunContext, Teacher, learn};
+use tinyfusion::train::{FitConfig, LrSchedule, Progress, RunDir, Stop};
+
+use super::turns::Turns;
+use super::worker::Batch;
+use super::{Case, Kind};
+use crate::commands::score::read_selection;
+use crate::model::DiTModel;
+use crate::training_data::objective;
+
+/// Steps that never come: the loop is left at the end of input.
+const ENDLESS: u64 = 1 << 40;
+
+/// Training steps, by the functions that `learn` and `distill` call. The data source is what waits for the next request,
+/// so a repetition is everything from one batch to the next.
+pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
+    let batch = Batch::read(folder)?;
+    let clean = LatentBatch {
+        x: batch.get("x")?.clone(),
+        y: batch.get("y")?.to_dtype(candle_core::DType::U32)?,
+    };
+    let mut turns = Turns::new();
+    let batches = move |_| match turns.next()? {
+        true => Ok(clean.clone()),
+        false => Err(Error::Stopped),
+    };
+    let fit = FitConfig {
+        steps: ENDLESS,
+        batch_size: case.batch,
+        micro_batches: case.threads.min(case.batch),
+        clip: Some(1.0),
+        ema: 0.9999,
+        checkpoint_every: ENDLESS,
+        log_every: ENDLESS,
+        ..FitConfig::default()
+    };
+    let scratch = tempfile::tempdir()?;
+    let dir = RunDir::open(scratch.path().join("run"), case)?;
+    let (stop, progress) = (Stop::default(), Progress::hidden());
+    let ended = match case.kind {
+        Kind::LearnFull | Kind::LearnLora => {
+            let model = DiTModel::load(&folder.join("model"))?;
+            let config = LearnConfig {
+                delta: if case.kind == Kind::LearnFull {
+                    DeltaW::Full
+                } else {
+                    DeltaW::default()
+                },
+                tau: Linear::constant(1.0),
+                history_every: ENDLESS,
+                seed: case.seed,
+                fit,
+                ..LearnConfig::default()
+            };
+            let teacher = Teacher {
+                weights: &model.weights,
+                is_fixed: &DiTConfig::is_fixed,
+                build: &|weights, scale| DiT::with_lora(&model.config, weights, scale),
+            };
+            let context = RunContext {
+                dir: &dir,
+                stop: &stop,
+                progress: &progress,
+            };
+            learn(&config, &teacher, &objective(&model)?, batches, context).map(|_| ())
+        }
+        _ => {
+            let is_kd = case.kind == Kind::MaskedKd;
+            let model = DiTModel::load(&folder.join(if is_kd { "student" } else { "model" }))?;
+            let teacher = if is_kd {
+                Some(DiTModel::load(&folder.join("model"))?)
+            } else {
+                None
+            };
+            let net = teacher.as_ref().map(DiTModel::network).transpose()?;
+            let knowledge = match (&teacher, &net) {
+                (Some(teacher), Some(net)) => {
+                    let selection =
+                        read_selection(&folder.join("selection.json"), teacher.config.depth)?;
+                    Some(DistillTeacher {
+                        net,
+                        layers: Some(LayerMap::group_ends(&selection)?),
+                    })
+                }
+                _ => None,
+            };
+            let config = DistillConfig {
+                seed: case.seed,
+                lr: LrSchedule {
+                    peak: 1e-4,
+                    last: 1e-4,
+                    warmup: 0,
+                },
+                fit,
+                knowledge: is_kd.then(KnowledgeConfig::default),
+            };
+            let student = Student {
+                weights: &model.weights,
+                build: &|weights| DiT::new(&model.config, weights),
+                is_fixed: &DiTConfig::is_fixed,
+            };
+            let context = Run {
+                dir: &dir,
+                stop: &stop,
+                progress: &progress,
+            };
+            distill(
+                &config,
+                &student,
+                knowledge.as_ref(),
+                &objective(&model)?,
+                batches,
+                context,
+            )
+            .map(|_| ())
+        }
+    };
+    match ended {
+        Err(Error::Stopped) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

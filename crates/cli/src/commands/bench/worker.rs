@@ -1,0 +1,140 @@
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+use serde_json::json;
+use tinyfusion::core::{Error, LatentQuery, Plan, run as run_plan};
+use tinyfusion::diffusion::{Clip, GaussianDiffusion, Guidance, GuidedChannels};
+use tinyfusion::models::DiT;
+use tinyfusion::nn::ops;
+
+use super::turns::repeat;
+use super::{Case, Kind, train};
+use crate::model::DiTModel;
+use crate::resources::peak_rss;
+
+pub(super) fn run(folder: &Path) -> Result<()> {
+    let case = Case::read(folder)?;
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(case.threads)
+        .stack_size(64 << 20)
+        .build_global()?;
+    match case.kind {
+        Kind::Matmul => matmul()?,
+        Kind::Copy => copy()?,
+        Kind::Forward => forward(folder)?,
+        Kind::Sampling => sampling(folder)?,
+        Kind::FineTune | Kind::MaskedKd | Kind::LearnFull | Kind::LearnLora => {
+            train::run(folder, &case)?
+        }
+    }
+    println!("{}", json!({ "peak_rss_bytes": peak_rss() }));
+    Ok(())
+}
+
+fn matmul() -> Result<()> {
+    let x = Tensor::ones((2048, 1152), DType::F32, &Device::Cpu)?;
+    let w = Tensor::ones((4608, 1152), DType::F32, &Device::Cpu)?;
+    repeat(|| {
+        ops::linear(&x, &w, None)?;
+        Ok(())
+    })
+}
+
+fn copy() -> Result<()> {
+    const PIECE: usize = 1 << 16;
+    let from = vec![1f32; 64 << 20];
+    let mut to = vec![0f32; from.len()];
+    repeat(|| {
+        to.par_chunks_mut(PIECE)
+            .zip(from.par_chunks(PIECE))
+            .for_each(|(to, from)| to.copy_from_slice(from));
+        Ok(())
+    })
+}
+
+/// The tensors of `batch.safetensors`.
+pub(super) struct Batch(HashMap<String, Tensor>);
+
+impl Batch {
+    pub(super) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("batch.safetensors");
+        Ok(Self(
+            candle_core::safetensors::load(&path, &Device::Cpu)
+                .map_err(|e| Error::file(&path, e))?,
+        ))
+    }
+
+    pub(super) fn get(&self, name: &str) -> Result<&Tensor> {
+        self.0
+            .get(name)
+            .with_context(|| format!("batch.safetensors: no tensor `{name}`"))
+    }
+
+    /// A tensor of whole numbers (B,).
+    pub(super) fn whole(&self, name: &str) -> Result<Vec<u32>> {
+        let values = self.get(name)?.to_vec1::<i64>()?;
+        Ok(values.into_iter().map(|v| v as u32).collect())
+    }
+}
+
+/// The network on rows x (B, C, H, W), t and y (B,).
+fn ask(net: &DiT, x: &Tensor, t: &Tensor, y: &[u32]) -> tinyfusion::core::Result<Tensor> {
+    let query = LatentQuery {
+        x: x.clone(),
+        t: t.clone(),
+        y: Tensor::new(y, x.device())?,
+    };
+    Ok(run_plan(net, &query, &Plan::full(net.config().depth))?.output)
+}
+
+fn forward(folder: &Path) -> Result<()> {
+    let net = DiTModel::load(&folder.join("model"))?.network()?;
+    let batch = Batch::read(folder)?;
+    let (x, y) = (batch.get("x")?, batch.whole("y")?);
+    let t = batch.get("t")?.to_dtype(DType::F32)?;
+    let mut first = First::of(folder);
+    repeat(|| first.keep(ask(&net, x, &t, &y)?))
+}
+
+fn sampling(folder: &Path) -> Result<()> {
+    let model = DiTModel::load(&folder.join("model"))?;
+    let net = model.network()?;
+    let process = GaussianDiffusion::new(model.diffusion.clone())?;
+    let batch = Batch::read(folder)?;
+    let (x, noise) = (batch.get("x")?, batch.get("noise")?);
+    let (t, y) = (batch.whole("t")?, batch.whole("y")?);
+    let times = batch.get("t")?.to_dtype(DType::F32)?;
+    let mut doubled = y.clone();
+    doubled.resize(2 * y.len(), model.config.num_classes as u32);
+    let guidance = Guidance {
+        scale: 4.0,
+        channels: GuidedChannels::FirstThree,
+    };
+    let mut first = First::of(folder);
+    repeat(|| {
+        let output = guidance.guide(x, &times, |x, t| ask(&net, x, t, &doubled))?; // (B, 2·C, H, W)
+        let sampled = process.p_sample(&output, x, &t, Clip::Off, Some(noise))?;
+        first.keep(sampled.sample)
+    })
+}
+
+/// Writes the first output beside the case, for others to compare theirs with.
+struct First<'a>(Option<&'a Path>);
+
+impl<'a> First<'a> {
+    fn of(folder: &'a Path) -> Self {
+        Self(Some(folder))
+    }
+
+    fn keep(&mut self, output: Tensor) -> Result<()> {
+        if let Some(folder) = self.0.take() {
+            let path = folder.join("ours.safetensors");
+            let tensors = HashMap::from([("output", output.contiguous()?)]);
+            candle_core::safetensors::save(&tensors, &path).map_err(|e| Error::file(&path, e))?;
+        }
+        Ok(())
+    }
+}
