@@ -98,6 +98,28 @@ fn settings_that_make_no_sense() {
         "sample teacher/model out --count 1 --sampler ddim --steps 999999",
     );
     place.fails(2, "no-such-command");
+    // What would do nothing is not passed over in silence.
+    for line in [
+        "sample teacher/model out --sampler ddpm --eta 0.5",
+        "sample teacher/model out --sampler dpm --eta 0",
+        "score teacher/model out --criterion oracle --pattern 1:2",
+        "score teacher/model out --criterion oracle --seed 1",
+        "distill teacher/model out --teacher teacher/model --features none --beta 1",
+        "distill teacher/model out --teacher teacher/model --features none --sigma 1",
+        "distill teacher/model out --teacher teacher/model --features none --beta-epoch 1",
+        "cut teacher/model out --selection s.json --pattern 1:2",
+    ] {
+        place.fails(2, line);
+    }
+    // A negative number is a mistake in the number, not an unknown flag.
+    for (flag, says) in [("cfg", "cfg is -3"), ("eta", "eta is -3")] {
+        let error = place.fails(2, &format!("sample teacher/model out --{flag} -3"));
+        assert!(error.contains(says), "{error}");
+    }
+    let error = place.fails(2, "distill teacher/model out --lr -1");
+    assert!(error.contains("lr.peak is -1"), "{error}");
+    let error = place.fails(2, "cut teacher/model out --keep 0,1 --pattern 1:2");
+    assert!(error.contains("1:2"), "{error}");
     assert!(!place.path("out").exists());
 }
 

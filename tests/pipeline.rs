@@ -1,6 +1,8 @@
 //! From a trained network to evaluated images of a half-depth one, command by command.
 #![allow(clippy::unwrap_used)] // a test may panic
 
+use std::path::Path;
+
 use tinyfusion_tests::{Place, TINY, partials};
 
 #[test]
@@ -164,12 +166,252 @@ fn every_setting_of_a_search_can_be_written_down() {
 }
 
 #[test]
+fn a_cut_lays_its_selection_beside_the_model() {
+    let place = Place::with_teacher();
+    place.ok("cut teacher/model cut --keep 0,3 --pattern 1:2");
+    let selection = place.json("cut/selection.json");
+    assert_eq!(selection["kept"], serde_json::json!([0, 3]));
+    assert_eq!(selection["groups"].as_array().unwrap().len(), 2);
+    // Distillation finds it there, and so aligns two pairs of blocks.
+    let flags = "--steps 2 --batch-size 4 --teacher teacher/model";
+    place.ok(&format!("distill cut student {flags}"));
+    let settings = place.text("student/config.toml");
+    assert!(settings.contains("layers = ["), "{settings}");
+    place.ok(&format!(
+        "distill cut named {flags} --selection cut/selection.json"
+    ));
+    assert_eq!(settings, place.text("named/config.toml"));
+
+    // The record says how it was cut after training, and after a second cut.
+    let record = |model: &str| place.json(&format!("{model}/config.json"))["provenance"].clone();
+    let trained = record("student/model");
+    for key in ["kept", "criterion", "pattern"] {
+        assert_eq!(trained[key], record("cut")[key], "{key}");
+    }
+    // Finished: run again, it only exports.
+    place.ok(&format!("distill cut student {flags} --export half"));
+    assert!(place.ok("inspect half --tensors").contains("F16"));
+    place.ok("cut student/model again --keep 1");
+    let again = record("again");
+    assert_eq!(again["kept"], serde_json::json!([1]));
+    assert_eq!(again["ancestors"][0]["kept"], serde_json::json!([0, 3]));
+    assert_eq!(again["ancestors"].as_array().unwrap().len(), 3);
+    let shown = place.ok("inspect again");
+    assert!(
+        shown.contains("kept        [1], found by indices, pattern 1:2")
+            && shown.contains("kept        [0, 3], found by indices, pattern 1:2,1:2"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn results_say_what_they_were_made_from() {
+    let place = Place::with_teacher();
+    place.ok("score teacher/model pick --criterion oracle");
+    place
+        .ok("loss teacher/model --selection pick/selection.json --images 8 --seed 3 --json l.json");
+    let loss = place.json("l.json");
+    let sha = place.json("teacher/model/config.json")["weights"]["sha256"].clone();
+    assert_eq!(
+        (&loss["model_sha256"], &loss["seed"], &loss["data"]),
+        (&sha, &3.into(), &"shapes".into())
+    );
+    assert_eq!(loss["selection"], "pick/selection.json");
+    assert_eq!(loss["kept"], place.json("pick/selection.json")["kept"]);
+
+    place.ok("sample teacher/model s --count 6 --steps 2 --batch-size 4 --grid-columns 3");
+    let sample = place.json("s/sample.json");
+    assert_eq!(sample["model_sha256"], sha);
+    assert_eq!(
+        (
+            &sample["batch_size"],
+            &sample["grid_columns"],
+            &sample["respacing"]
+        ),
+        (&4.into(), &3.into(), &"ddim2".into())
+    );
+
+    place.ok("pretrain judge --what classifier --steps 1 --depth 1 --hidden-size 16 --num-heads 2 --patch-size 8 --batch-size 8");
+    place.ok("evaluate shapes:10 s/samples.npz --classifier judge/model --json f.json");
+    let scores = place.json("f.json");
+    assert_eq!(
+        (
+            &scores["reference"],
+            &scores["samples"],
+            &scores["classifier"]
+        ),
+        (
+            &"shapes:10".into(),
+            &"s/samples.npz".into(),
+            &"judge/model".into()
+        )
+    );
+    assert_eq!(
+        scores["classifier_sha256"],
+        place.json("judge/model/config.json")["weights"]["sha256"]
+    );
+}
+
+#[test]
+fn sampling_visits_the_timesteps_that_are_asked_for() {
+    let place = Place::with_teacher();
+    for (respacing, steps) in [("3", 3), ("2,1,2", 5), ("ddim4", 4)] {
+        for sampler in ["ddpm", "ddim", "dpm"] {
+            let out = format!("{sampler}-{respacing}");
+            place.ok(&format!(
+                "sample teacher/model {out} --count 1 --sampler {sampler} --respacing {respacing}"
+            ));
+            assert_eq!(place.json(&format!("{out}/sample.json"))["steps"], steps);
+        }
+    }
+    // The advice of the error can be followed.
+    let error = place.fails(2, "sample teacher/model out --count 1 --steps 300");
+    assert!(
+        error.contains("--respacing 300") && error.contains("--steps 334"),
+        "{error}"
+    );
+    place.ok("sample teacher/model out --count 1 --steps 334");
+    place.fails(
+        2,
+        "sample teacher/model o --count 1 --steps 3 --respacing 3",
+    );
+    place.fails(2, "sample teacher/model o --count 1 --respacing 1,x");
+}
+
+#[test]
+fn a_record_holds_the_settings_of_a_file() {
+    let place = Place::new();
+    std::fs::write(
+        place.path("p.toml"),
+        "steps = 2\nbatch-size = 8\ndepth = 2\nhidden-size = 16\npatch-size = 8\n",
+    )
+    .unwrap();
+    place.ok("pretrain run --config p.toml --seed 4");
+    let command = &place.json("run/model/config.json")["provenance"]["command"];
+    assert_eq!(
+        command,
+        "tinyfusion pretrain --batch-size=8 --depth=2 --hidden-size=16 --patch-size=8 --steps=2 run --seed 4"
+    );
+    // A command inside a command takes a file too.
+    std::fs::write(place.path("b.toml"), "batch = 2\nkind = \"forward\"\n").unwrap();
+    place.ok("bench prepare case --config b.toml --model DiT-S/8 --depth 1 --input-size 8");
+    assert_eq!(place.json("case/case.json")["batch"], 2);
+}
+
+#[test]
+fn a_model_of_latents_gives_latents() {
+    let place = Place::new();
+    place
+        .ok("bench prepare case --kind forward --model DiT-S/8 --depth 1 --input-size 8 --batch 1");
+    let said = place.ok("sample case/model out --count 3 --steps 2 --cfg-channels first-three");
+    assert!(said.contains("latents of 4 channels (no grid)"), "{said}");
+    let arrays = candle_core::Tensor::read_npz(place.path("out/samples.npz")).unwrap();
+    let of = |name: &str| &arrays.iter().find(|(n, _)| n == name).unwrap().1;
+    assert_eq!(of("arr_0").dims(), [3, 4, 8, 8]);
+    assert_eq!(of("arr_0").dtype(), candle_core::DType::F32);
+    assert_eq!(of("arr_1").dims(), [3]);
+    assert!(!place.path("out/grid.png").exists());
+    assert_eq!(place.json("out/sample.json")["clip"], false);
+}
+
+#[test]
+fn features_of_any_network_can_be_compared() {
+    use candle_core::{Device, Tensor};
+    let place = Place::new();
+    let matrix = |rows: usize, columns: usize, shift: f32| {
+        let value = |i: usize| ((i * 7919) % 101) as f32 / 101.0 + shift;
+        let values: Vec<f32> = (0..rows * columns).map(value).collect();
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+    };
+    let (a, b, logits) = (matrix(40, 4, 0.0), matrix(30, 4, 0.5), matrix(30, 3, 0.0));
+    Tensor::write_npz(&[("arr_0", &a)], place.path("a.npz")).unwrap();
+    Tensor::write_npz(&[("arr_0", &b), ("arr_1", &logits)], place.path("b.npz")).unwrap();
+    place.ok("evaluate a.npz b.npz --features --json f.json");
+    let scores = place.json("f.json");
+    // Nearly the same values, moved by 0.5 in each of four dimensions.
+    assert!(
+        (scores["fid"].as_f64().unwrap() - 1.0).abs() < 0.1,
+        "{scores}"
+    );
+    for key in ["precision", "recall", "kid", "inception_score"] {
+        assert!(scores[key].is_f64(), "{key}: {scores}");
+    }
+    assert_eq!(scores["features"], "as given");
+    place.ok("evaluate b.npz a.npz --features --json f.json");
+    assert!(place.json("f.json")["inception_score"].is_null());
+    place.fails(2, "evaluate a.npz b.npz");
+    place.fails(2, "evaluate a.npz b.npz --features --classifier c");
+    let error = place.fails(1, "evaluate shapes:10 b.npz --features");
+    assert!(error.contains("shapes:10"), "{error}");
+}
+
+#[test]
+fn a_reader_that_leaves_early_breaks_nothing() {
+    use std::process::Stdio;
+    let place = Place::new();
+    for line in ["models", "models --json", "--help"] {
+        // The reading end is closed before the program starts.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = place
+            .command(line)
+            .stdout(Stdio::from(writer))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{line}: {said}");
+        assert_eq!(said, "", "{line}");
+    }
+}
+
+/// The lines of `text` that are commands of the binary, without its name.
+fn examples(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.trim_start().strip_prefix("tinyfusion "))
+        .map(String::from)
+        .collect()
+}
+
+#[test]
+fn the_lines_of_the_readme_and_of_the_help_run() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let readme = std::fs::read_to_string(repository.join("crates/cli/README.md")).unwrap();
+    for text in [readme, Place::new().ok("--help")] {
+        let place = Place::new();
+        for asset in ["teacher", "classifier"] {
+            let folder = Path::new("assets").join(asset);
+            std::fs::create_dir_all(place.path("").join(&folder)).unwrap();
+            for file in ["model.safetensors", "config.json"] {
+                let file = folder.join(file);
+                std::fs::copy(repository.join(&file), place.path("").join(&file)).unwrap();
+            }
+        }
+        let lines = examples(&text);
+        assert!(lines.len() >= 5, "{text}");
+        for line in lines {
+            // The same words, less work: a later flag wins.
+            let less = match line.split(' ').next().unwrap() {
+                "learn" | "distill" => " --steps 2 --batch-size 2",
+                "loss" => " --images 8",
+                "sample" if line.contains("--respacing") => " --count 6 --respacing 2",
+                "sample" => " --count 6 --steps 2",
+                _ => "",
+            };
+            let line = line
+                .replace("shapes:2000", "shapes:8")
+                .replace("shapes:1000", "shapes:8");
+            place.ok(&(line + less));
+        }
+    }
+}
+
+#[test]
 fn every_command_explains_itself() {
     let place = Place::new();
     let all = place.ok("--help");
     for command in [
         "models", "inspect", "pretrain", "learn", "score", "cut", "distill", "loss", "sample",
-        "evaluate",
+        "evaluate", "bench",
     ] {
         assert!(all.contains(command), "{all}");
         let help = place.ok(&format!("{command} --help"));

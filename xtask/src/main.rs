@@ -1,9 +1,7 @@
-//! Drives the project: `cargo xtask reproduce | pretrain | ci | layers`.
-//!
-//! It drives the *binary* `tinyfusion` and uses none of the libraries, so that every stage of an
-//! experiment is a command that a user can paste.
+#![doc = include_str!("../README.md")]
 #![allow(clippy::print_stdout)] // a program: what it does and finds goes to stdout
 
+mod bench;
 mod ci;
 mod files;
 mod layers;
@@ -32,6 +30,8 @@ enum Command {
     Reproduce(reproduce::Args),
     /// Train the embedded teacher and classifier again
     Pretrain(pretrain::Args),
+    /// Time the binary against PyTorch, in turn, and write bench.json, bench.md and bench.svg
+    Bench(bench::Args),
     /// Everything a change has to pass: format, layers, clippy, tests, docs, the smoke experiment
     Ci,
     /// Check that every crate uses only the crates below it
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Reproduce(args) => reproduce::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Ci => ci::run(),
         Command::Layers => layers::run(),
     };

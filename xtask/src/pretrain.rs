@@ -27,13 +27,17 @@ pub(crate) struct Args {
     binary: Option<PathBuf>,
 }
 
-/// `assets/presets/pretrain.toml`: flags of `tinyfusion pretrain`, once for each model.
+/// `assets/presets/pretrain.toml`: flags of `tinyfusion pretrain`, once for each model, and of `tinyfusion distill`
+/// for each further part of the teacher's training.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Preset {
     seed: u64,
     classifier: toml::Table,
     dit: toml::Table,
+    /// Plain training that goes on from the last model, with a schedule of its own.
+    #[serde(default)]
+    then: Vec<toml::Table>,
     seconds: Seconds,
 }
 
@@ -42,6 +46,9 @@ struct Preset {
 struct Seconds {
     classifier: f64,
     dit: f64,
+    /// Of each part that follows.
+    #[serde(default)]
+    then: f64,
 }
 
 /// Trains both models; the same command continues.
@@ -71,53 +78,87 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn stages(preset: &Preset, out: &Path, export: Option<&Path>) -> Result<Vec<Stage>> {
-    let models = [
-        (
-            "classifier",
-            "classifier",
-            &preset.classifier,
-            preset.seconds.classifier,
-        ),
-        ("dit", "teacher", &preset.dit, preset.seconds.dit),
-    ];
-    models
+    let seconds = &preset.seconds;
+    let seed = preset.seed;
+    let classifier = first(
+        "classifier",
+        &preset.classifier,
+        seed,
+        seconds.classifier,
+        out,
+    )?;
+    let mut teacher = vec![first("dit", &preset.dit, seed, seconds.dit, out)?];
+    let mut from = out.join("dit");
+    for (i, table) in preset.then.iter().enumerate() {
+        let name = format!("dit-{}", i + 2);
+        let folder = out.join(&name);
+        let mut args = strings(&["distill", &say(&from.join("model")), &say(&folder)]);
+        args.extend(flags("distill", table)?);
+        if !table.contains_key("seed") {
+            args.extend(strings(&["--seed", &seed.to_string()]));
+        }
+        let inputs = model_files(&from.join("model"));
+        teacher.push(training(&name, args, inputs, folder.clone(), seconds.then));
+        from = folder;
+    }
+    Ok([(vec![classifier], "classifier"), (teacher, "teacher")]
         .into_iter()
-        .map(|(what, asset, table, seconds)| {
-            let folder = out.join(what);
-            let mut args = strings(&["pretrain", &say(&folder), "--what", what]);
-            args.extend(flags("pretrain", table)?);
-            args.extend(strings(&["--seed", &preset.seed.to_string()]));
-            let mut outputs = model_files(&folder.join("model"));
-            outputs.push(folder.join("metrics.jsonl"));
-            let stage = Stage {
-                name: format!("{what}/pretrain"),
-                args,
-                inputs: Vec::new(),
-                outputs,
-                folder: Some(folder),
-                leftover: Leftover::Precious,
-                capture: None,
-                seconds,
-            };
-            Ok(match export {
-                None => vec![stage],
-                Some(assets) => {
-                    // A finished run returns at once, so this only writes the export.
-                    let mut exported = stage.clone();
-                    let target = assets.join(asset);
-                    exported.name = format!("{what}/export");
-                    exported.args.extend(strings(&["--export", &say(&target)]));
-                    exported.inputs = model_files(&out.join(what).join("model"));
-                    exported.outputs = model_files(&target);
-                    exported.folder = None;
-                    exported.leftover = Leftover::Resume;
-                    exported.seconds = 1.0;
-                    vec![stage, exported]
-                }
-            })
+        .flat_map(|(mut stages, asset)| {
+            let target = export.map(|assets| assets.join(asset));
+            let exported = target.and_then(|t| Some(exporting(stages.last()?, &t)));
+            stages.extend(exported);
+            stages
         })
-        .collect::<Result<Vec<_>>>()
-        .map(|s| s.into_iter().flatten().collect())
+        .collect())
+}
+
+/// Training from nothing.
+fn first(what: &str, table: &toml::Table, seed: u64, seconds: f64, out: &Path) -> Result<Stage> {
+    let folder = out.join(what);
+    let mut args = strings(&["pretrain", &say(&folder), "--what", what]);
+    args.extend(flags("pretrain", table)?);
+    args.extend(strings(&["--seed", &seed.to_string()]));
+    Ok(training(what, args, Vec::new(), folder, seconds))
+}
+
+fn training(
+    name: &str,
+    args: Vec<String>,
+    inputs: Vec<PathBuf>,
+    folder: PathBuf,
+    seconds: f64,
+) -> Stage {
+    let mut outputs = model_files(&folder.join("model"));
+    outputs.push(folder.join("metrics.jsonl"));
+    Stage {
+        name: format!("{name}/pretrain"),
+        args,
+        inputs,
+        outputs,
+        folder: Some(folder),
+        leftover: Leftover::Precious,
+        capture: None,
+        seconds,
+    }
+}
+
+/// The command of a finished training again, which returns at once and so only writes the export.
+fn exporting(trained: &Stage, target: &Path) -> Stage {
+    let mut stage = trained.clone();
+    stage.name = trained.name.replace("/pretrain", "/export");
+    stage.args.extend(strings(&["--export", &say(target)]));
+    stage.inputs = trained
+        .outputs
+        .iter()
+        .filter(|o| o.extension().is_some_and(|e| e != "jsonl"))
+        .cloned()
+        .collect();
+    stage.outputs = model_files(target);
+    // It must not wipe the run that it reads.
+    stage.folder = None;
+    stage.leftover = Leftover::Resume;
+    stage.seconds = 1.0;
+    stage
 }
 
 #[cfg(test)]
@@ -134,21 +175,49 @@ mod tests {
         let plain = stages(&embedded(), out, None).unwrap();
         assert_eq!(
             plain.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
-            ["classifier/pretrain", "dit/pretrain"]
+            ["classifier/pretrain", "dit/pretrain", "dit-2/pretrain"]
         );
         assert!(plain.iter().all(|s| s.args.iter().all(|a| a != "--export") && s.leftover == Leftover::Precious));
         let all = stages(&embedded(), out, Some(Path::new("assets"))).unwrap();
-        let line = all[3].args.join(" ");
+        let names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!((names[1], names[4]), ("classifier/export", "dit-2/export"));
+        let line = all[2].args.join(" ");
         assert!(
             line.starts_with("pretrain runs/p/dit --what dit --batch-size "),
             "{line}"
         );
-        assert!(line.ends_with("--seed 0 --export assets/teacher"), "{line}");
+        assert!(line.ends_with("--seed 0"), "{line}");
+        // The part that follows begins with the model of the first, and is what is exported.
+        let line = all[4].args.join(" ");
+        assert!(
+            line.starts_with("distill runs/p/dit/model runs/p/dit-2 --batch-size 32 "),
+            "{line}"
+        );
+        assert!(
+            line.contains("--seed 1 ") && line.ends_with("--export assets/teacher"),
+            "{line}"
+        );
+        assert_eq!(line.matches("--seed").count(), 1);
+        assert_eq!(all[3].inputs, model_files(&out.join("dit/model")));
+        assert_eq!(all[4].inputs, model_files(&out.join("dit-2/model")));
         assert_eq!(
-            all[3].outputs[0],
+            all[4].outputs[0],
             Path::new("assets/teacher/model.safetensors")
         );
         // The export must not wipe the run that it reads.
-        assert!(all[3].folder.is_none());
+        assert!(all[4].folder.is_none());
+    }
+
+    #[test]
+    fn a_teacher_may_be_trained_in_one_part() {
+        let mut preset = embedded();
+        preset.then.clear();
+        let all = stages(&preset, Path::new("o"), Some(Path::new("assets"))).unwrap();
+        assert_eq!(all.len(), 4);
+        let line = all[3].args.join(" ");
+        assert!(
+            line.starts_with("pretrain ") && line.ends_with("--export assets/teacher"),
+            "{line}"
+        );
     }
 }

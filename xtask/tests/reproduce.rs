@@ -155,6 +155,8 @@ fn a_run_writes_the_report_and_a_second_run_does_nothing() {
     assert_eq!(kd["recovery"], "masked-kd");
     assert_eq!(results["random"]["count"], 4);
     assert!(results["machine"]["cores"].as_u64() >= Some(1));
+    // No less than what the trainings say that they took, resumed or not.
+    assert!(results["wall_seconds"].as_f64() >= results["seconds"].as_f64());
     let table = fs::read_to_string(bench.path("out/table.md")).unwrap();
     assert!(said.contains(&table) && said.trim_end().ends_with("/out/table.md"));
     has(

@@ -17,7 +17,8 @@ pub struct Provenance {
     /// SHA-256 of the weight file it was made from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent_sha256: Option<String>,
-    /// Block indices of the parent that were kept, if it was cut.
+    /// Blocks that its last cut kept, by their index in the network that was cut: in the parent or, where
+    /// training followed the cut, in the parent of the first ancestor with the same list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kept: Option<Vec<usize>>,
     /// What chose them: `learned`, `oracle`, `random`, `indices`, …
@@ -32,6 +33,10 @@ pub struct Provenance {
     /// Anything else worth knowing (seed, loss, time, …).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub notes: BTreeMap<String, String>,
+    /// The records of the models it was made from, the parent's first; each without this list of its own. So
+    /// a second cut leaves the first one readable.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<Provenance>,
 }
 
 impl Provenance {
@@ -42,5 +47,24 @@ impl Provenance {
             tool_version: Some(env!("CARGO_PKG_VERSION").into()),
             ..Self::default()
         }
+    }
+
+    /// The record of a model made from one of weights `sha256` and record `parent`, which becomes its first
+    /// ancestor. A parent that was written by hand and says nothing is left out.
+    pub fn with_parent(mut self, sha256: impl Into<String>, parent: &Self) -> Self {
+        self.parent_sha256 = Some(sha256.into());
+        let mut nearest = parent.clone();
+        let older = std::mem::take(&mut nearest.ancestors);
+        let known = (nearest != Self::default()).then_some(nearest);
+        self.ancestors = known.into_iter().chain(older).collect();
+        self
+    }
+
+    /// The same, with what `other` says of its cut: for training, which changes no block's place.
+    pub fn with_cut_of(mut self, other: &Self) -> Self {
+        self.kept.clone_from(&other.kept);
+        self.criterion.clone_from(&other.criterion);
+        self.pattern.clone_from(&other.pattern);
+        self
     }
 }

@@ -51,6 +51,35 @@ fn provenance() -> Provenance {
     }
 }
 
+#[test]
+fn every_ancestor_stays_readable() {
+    let teacher = Provenance::of_command("tinyfusion pretrain t");
+    let cut = Provenance {
+        kept: Some(vec![0, 3]),
+        criterion: Some("learned".into()),
+        pattern: Some("1:2".into()),
+        ..Provenance::of_command("tinyfusion cut t c").with_parent("t1", &teacher)
+    };
+    let trained = Provenance::of_command("tinyfusion distill c d")
+        .with_parent("c1", &cut)
+        .with_cut_of(&cut);
+    assert_eq!(trained.kept, cut.kept);
+    assert_eq!(trained.pattern.as_deref(), Some("1:2"));
+    let again = Provenance {
+        kept: Some(vec![1]),
+        ..Provenance::of_command("tinyfusion cut d e").with_parent("d1", &trained)
+    };
+    assert_eq!(again.parent_sha256.as_deref(), Some("d1"));
+    let kept: Vec<_> = again.ancestors.iter().map(|a| a.kept.clone()).collect();
+    assert_eq!(kept, [Some(vec![0, 3]), Some(vec![0, 3]), None]);
+    assert!(again.ancestors.iter().all(|a| a.ancestors.is_empty()));
+    let text = serde_json::to_string(&again).unwrap();
+    assert_eq!(serde_json::from_str::<Provenance>(&text).unwrap(), again);
+    // A model without a record has none to hand on.
+    let by_hand = Provenance::of_command("x").with_parent("h1", &Provenance::default());
+    assert!(by_hand.ancestors.is_empty() && by_hand.parent_sha256.is_some());
+}
+
 fn message(result: Result<impl Sized, Error>) -> String {
     match result {
         Ok(_) => panic!("an error was expected"),

@@ -8,9 +8,10 @@ use tinyfusion::data::shapes::{Shapes, ShapesConfig, Split};
 use tinyfusion::data::{Loader, Source};
 use tinyfusion::models::{Classifier, ClassifierConfig};
 use tinyfusion::train::{
-    FitConfig, LrSchedule, Outcome, ParamGroup, Progress, RunDir, StepLoss, Stop, TrainStep, fit,
+    FitConfig, LrSchedule, Outcome, ParamGroup, RunDir, StepLoss, Stop, TrainStep, fit,
 };
 
+use crate::output::progress_bar;
 use crate::training_data::SHAPES_SEED;
 
 /// Trains the classifier that judges `shapes` from nothing.
@@ -30,7 +31,7 @@ pub(crate) fn train(
         loader: Mutex::new(Loader::new(Arc::new(source), seed, fit_config.batch_size)?),
         seed,
     };
-    let progress = Progress::new("classifier", fit_config.steps);
+    let progress = progress_bar("classifier", fit_config.steps);
     Ok(fit(fit_config, &step, &[group], dir, stop, &progress)?)
 }
 
@@ -41,7 +42,7 @@ pub(crate) fn held_out_accuracy(config: &ClassifierConfig, weights: &StateDict) 
     let net = Classifier::new(config, weights)?;
     let source = Shapes::new(ShapesConfig::default(), SHAPES_SEED, Split::HeldOut)?;
     let mut right = 0f64;
-    let progress = Progress::new("accuracy", IMAGES);
+    let progress = progress_bar("accuracy", IMAGES);
     for start in (0..IMAGES).step_by(BATCH as usize) {
         progress.set(start, String::new());
         let batch = source.batch(&(start..start + BATCH).collect::<Vec<_>>())?;

@@ -11,37 +11,53 @@ pub(crate) struct Arguments {
     pub(crate) file: Option<PathBuf>,
 }
 
-/// Puts the settings of `--config FILE` before the user's own flags. `cli` lets a later flag override an
-/// earlier one, so the user's own win; and every command takes a file, without a line of its own.
+/// Puts the settings of `--config FILE` in the file's place, but before the user's own flags. `cli` lets a later
+/// flag override an earlier one, so the user's own win; and every command takes a file, without a line of its own.
 pub(crate) fn with_config_file(mut words: Vec<OsString>, cli: &clap::Command) -> Result<Arguments> {
-    let command = words
-        .iter()
-        .enumerate()
-        .skip(1)
-        .find_map(|(i, w)| Some((i, cli.find_subcommand(w)?)));
-    let (Some((at, command)), Some(file)) = (command, config_of(&words)) else {
+    let (rest, file) = without_config(&words);
+    let (Some((at, command)), Some(file)) = (command_of(&rest, cli), file) else {
+        // clap explains what is missing.
         return Ok(Arguments { words, file: None });
     };
-    let flags = flags_of(&file, command)?;
-    words.splice(at + 1..at + 1, flags);
+    words = rest;
+    words.splice(at + 1..at + 1, flags_of(&file, command)?);
     Ok(Arguments {
         words,
         file: Some(file),
     })
 }
 
-/// The last `--config FILE` or `--config=FILE`.
-fn config_of(words: &[OsString]) -> Option<PathBuf> {
-    let mut file = None;
-    let mut words = words.iter().take_while(|w| *w != "--");
+/// The innermost command, as `prepare` of `bench prepare`, and its place.
+fn command_of<'a>(
+    words: &[OsString],
+    cli: &'a clap::Command,
+) -> Option<(usize, &'a clap::Command)> {
+    let mut found = None;
+    for (at, word) in words.iter().enumerate().skip(1) {
+        let outer = found.map_or(cli, |(_, command)| command);
+        found = outer.find_subcommand(word).map(|c| (at, c)).or(found);
+    }
+    found
+}
+
+/// The words without `--config FILE` and `--config=FILE`, and the last such file.
+fn without_config(words: &[OsString]) -> (Vec<OsString>, Option<PathBuf>) {
+    let (mut rest, mut file) = (Vec::new(), None);
+    let mut words = words.iter();
     while let Some(word) = words.next() {
-        if word == "--config" {
-            file = words.next().map(PathBuf::from);
-        } else if let Some(path) = word.to_str().and_then(|w| w.strip_prefix("--config=")) {
+        let joined = word.to_str().and_then(|w| w.strip_prefix("--config="));
+        if word == "--" {
+            rest.push(word.clone());
+            rest.extend(words.by_ref().cloned());
+        } else if word == "--config" {
+            file = words.next().map(PathBuf::from).or(file);
+        } else if let Some(path) = joined {
             file = Some(path.into());
+        } else {
+            rest.push(word.clone());
         }
     }
-    file
+    (rest, file)
 }
 
 /// The settings in `file` as flags of `command`.
@@ -101,6 +117,7 @@ mod tests {
 
     fn cli() -> clap::Command {
         use clap::{Arg, Command};
+        let inner = Command::new("inner").arg(Arg::new("lr").long("lr"));
         let demo = Command::new("demo")
             .args_override_self(true)
             .arg(Arg::new("model"))
@@ -109,6 +126,7 @@ mod tests {
             .arg(Arg::new("f16").long("f16").action(ArgAction::SetTrue));
         Command::new("tinyfusion")
             .subcommand(demo)
+            .subcommand(Command::new("outer").subcommand(inner))
             .arg(Arg::new("config").long("config").global(true))
     }
 
@@ -143,6 +161,15 @@ mod tests {
             assert_eq!(demo.get_one::<String>("lr").unwrap(), "2");
             assert_eq!(demo.get_one::<String>("model").unwrap(), "m");
         }
+    }
+
+    #[test]
+    fn a_command_inside_a_command_has_settings_of_its_own() {
+        assert_eq!(
+            expand("lr = 1", "t outer --config FILE inner").unwrap(),
+            ["t", "outer", "inner", "--lr=1"]
+        );
+        assert!(expand("keep = 1", "t outer inner --config FILE").is_err());
     }
 
     #[test]

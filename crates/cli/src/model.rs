@@ -16,8 +16,8 @@ pub(crate) struct DiTModel {
     /// Hash of the weight file.
     pub(crate) sha256: String,
     pub(crate) path: PathBuf,
-    /// The blocks of its parent that it was cut to, if it was.
-    pub(crate) kept: Option<Vec<usize>>,
+    /// Where it came from.
+    pub(crate) provenance: Provenance,
 }
 
 const DIT: &str = "DiT";
@@ -48,7 +48,7 @@ impl DiTModel {
             )
             .into());
         }
-        let kept = loaded.provenance.kept.clone();
+        let provenance = loaded.provenance.clone();
         let sha256 = loaded.weights.sha256.clone();
         let weights = loaded.checked(&config.params())?.weights.tensors;
         Ok(Self {
@@ -57,7 +57,7 @@ impl DiTModel {
             weights,
             sha256,
             path: path.to_path_buf(),
-            kept,
+            provenance,
         })
     }
 
@@ -106,14 +106,25 @@ pub(crate) fn save_classifier(
     Ok(())
 }
 
+/// A classifier from a model directory.
+pub(crate) struct ClassifierModel {
+    pub(crate) config: ClassifierConfig,
+    pub(crate) net: Classifier,
+    /// Hash of the weight file.
+    pub(crate) sha256: String,
+}
+
 /// Reads a classifier's model directory.
-pub(crate) fn load_classifier(path: &Path) -> Result<(ClassifierConfig, Classifier)> {
+pub(crate) fn load_classifier(path: &Path) -> Result<ClassifierModel> {
     let loaded = load_model_dir(path, DTypePolicy::F32, &Device::Cpu)?;
     let config: ClassifierConfig = section(path, &loaded.config, CLASSIFIER, "model")?;
     config.validate().map_err(|e| Error::file(path, e))?;
-    let weights = loaded.checked(&config.params())?.weights.tensors;
-    let net = Classifier::new(&config, &weights)?;
-    Ok((config, net))
+    let weights = loaded.checked(&config.params())?.weights;
+    Ok(ClassifierModel {
+        net: Classifier::new(&config, &weights.tensors)?,
+        config,
+        sha256: weights.sha256,
+    })
 }
 
 fn make_parent(path: &Path) -> Result<()> {

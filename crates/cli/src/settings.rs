@@ -18,9 +18,15 @@ pub(crate) struct FitOptions {
     /// Images per step
     #[arg(long)]
     pub(crate) batch_size: Option<usize>,
-    /// Pieces of a batch; as many as there are cores run side by side
+    /// Pieces of a batch: more take less memory
     #[arg(long)]
     micro_batches: Option<usize>,
+    /// Pieces worked on side by side, as far as there are cores
+    #[arg(long)]
+    lanes: Option<usize>,
+    /// Keep of every block only its input, and compute it again for its backward: a third more time, less memory
+    #[arg(long)]
+    pub(crate) recompute: bool,
     /// Peak learning rate of the weights
     #[arg(long, value_parser = finite)]
     pub(crate) lr: Option<f64>,
@@ -58,6 +64,7 @@ impl FitOptions {
             steps: self.steps.unwrap_or(defaults.steps),
             batch_size: self.batch_size.unwrap_or(defaults.batch_size),
             micro_batches: self.micro_batches.unwrap_or(defaults.micro_batches),
+            lanes: self.lanes.unwrap_or(defaults.lanes),
             clip: match self.clip {
                 Some(0.0) => None,
                 given => given.or(defaults.clip),

@@ -32,6 +32,16 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
+/// For code that candle calls back, such as a custom operation.
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Tensor(error) => error,
+            other => Self::wrap(other),
+        }
+    }
+}
+
 /// `Result` with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 

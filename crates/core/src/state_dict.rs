@@ -81,6 +81,11 @@ impl StateDict {
             .collect()
     }
 
+    /// [`detached`](Self::detached), giving this one up: storage that nobody else shares goes with the last view on it.
+    pub fn into_detached(self) -> Self {
+        self.0.into_iter().map(|(k, v)| (k, v.detach())).collect()
+    }
+
     /// A deep copy that shares nothing.
     pub fn copied(&self) -> Result<Self> {
         self.0

@@ -10,8 +10,9 @@ use crate::{DistillConfig, KnowledgeConfig, Teacher, losses};
 
 /// What is to be recovered. The student itself is built by [`distill()`], on a copy of the weights.
 pub struct Student<'a, S> {
-    /// Its weights; they are not changed.
-    pub weights: &'a StateDict,
+    /// Its weights. They are not changed, and those that nobody else holds are freed as they are copied: a clone (which
+    /// shares them) keeps them, giving them away saves their memory.
+    pub weights: StateDict,
     /// The network on given weights.
     pub build: &'a dyn Fn(&StateDict) -> Result<S>,
     /// Parameters that are fixed tables and stay as they are.
@@ -36,7 +37,7 @@ pub struct Run<'a> {
 /// Resumes from `run.dir` and ends early with [`Error::Interrupted`] when `run.stop` is requested.
 pub fn distill<S, O>(
     config: &DistillConfig,
-    student: &Student<'_, S>,
+    student: Student<'_, S>,
     teacher: Option<&Teacher<'_, S>>,
     objective: &O,
     batches: impl FnMut(u64) -> Result<O::Batch> + Send,
@@ -61,7 +62,7 @@ where
             ));
         }
     };
-    let mut weights = student.weights.detached();
+    let mut weights = student.weights.into_detached();
     let vars = weights.make_trainable(|name| !(student.is_fixed)(name))?; // copies what is trained
     if vars.is_empty() {
         return Err(Error::usage("the student has no weights to train"));

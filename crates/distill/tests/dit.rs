@@ -77,7 +77,7 @@ fn a_shallow_dit_learns_from_the_deep_one() {
         layers: Some(LayerMap::group_ends(&selection).unwrap()),
     };
     let student = Student {
-        weights: &weights,
+        weights: weights.clone(),
         build: &|w| DiT::new(&shallow, w),
         is_fixed: &DiTConfig::is_fixed,
     };
@@ -100,15 +100,7 @@ fn a_shallow_dit_learns_from_the_deep_one() {
         stop: &Stop::default(),
         progress: &Progress::hidden(),
     };
-    let outcome = distill(
-        &settings,
-        &student,
-        Some(&teacher),
-        &objective(),
-        batch,
-        run,
-    )
-    .unwrap();
+    let outcome = distill(&settings, student, Some(&teacher), &objective(), batch, run).unwrap();
     outcome.averages.check(&shallow.params()).unwrap();
     for (name, before) in weights.iter() {
         let after = outcome.averages.require(name).unwrap();

@@ -19,7 +19,7 @@ fn fixed_weights_stay_and_are_part_of_the_result() {
     let weights = student_weights();
     let fixed = |name: &str| name == "blocks.0.weight";
     let student = Student {
-        weights: &weights,
+        weights: weights.clone(),
         build: &|w| ToyImage::new(STUDENT, w),
         is_fixed: &fixed,
     };
@@ -33,7 +33,7 @@ fn fixed_weights_stay_and_are_part_of_the_result() {
     };
     let outcome = distill(
         &config,
-        &student,
+        student,
         None,
         &objective(0.1),
         |step| batch(step, BATCH),
@@ -46,12 +46,13 @@ fn fixed_weights_stay_and_are_part_of_the_result() {
         assert_eq!(before == after, fixed(name), "{name}");
     }
     let student = Student {
+        weights,
+        build: &|w| ToyImage::new(STUDENT, w),
         is_fixed: &|_| true,
-        ..student
     };
     let error = distill(
         &config,
-        &student,
+        student,
         None,
         &objective(0.1),
         |step| batch(step, BATCH),

@@ -65,6 +65,48 @@ fn linear_agrees() {
 }
 
 #[test]
+fn low_rank_updates_agree() {
+    for (rows, i, o, r) in [(1, 1, 1, 1), (5, 17, 33, 3), (130, 64, 192, 8)] {
+        // W and its bias are frozen under a low-rank update.
+        let frozen =
+            |like: &Tensor, shape: &[usize]| random(shape, 7).to_dtype(like.dtype()).unwrap();
+        let layer = |t: &[Tensor], gelu: bool| {
+            let (w, bias) = (frozen(&t[0], &[o, i]), frozen(&t[0], &[o]));
+            let update = ops::LowRank {
+                a: t[1].clone(),
+                b: t[2].clone(),
+                scale: 0.7,
+            };
+            if gelu {
+                ops::linear_low_rank_gelu(&t[0], &w, &bias, &update)
+            } else {
+                ops::linear_low_rank(&t[0], &w, &bias, &update)
+            }
+        };
+        for gelu in [false, true] {
+            agree(&[&[2, rows, i], &[r, i], &[o, r]], |t| layer(t, gelu));
+        }
+        // A weight that is trained beside its update takes the way of the composition.
+        agree(&[&[rows, i], &[r, i], &[o, r], &[o, i], &[o]], |t| {
+            let update = ops::LowRank {
+                a: t[1].clone(),
+                b: t[2].clone(),
+                scale: 0.7,
+            };
+            ops::linear_low_rank(&t[0], &t[3], &t[4], &update)
+        });
+    }
+    let (x, w, bias) = (random(&[2, 3], 0), random(&[4, 3], 1), random(&[4], 2));
+    let update = ops::LowRank {
+        a: random(&[2, 3], 3),
+        b: random(&[4, 1], 4),
+        scale: 1.0,
+    };
+    let error = ops::linear_low_rank(&x, &w, &bias, &update).unwrap_err();
+    assert!(error.to_string().contains("[4, 1]"), "{error}");
+}
+
+#[test]
 fn norms_agree() {
     for (b, t, d) in [(1, 1, 8), (3, 5, 17), (4, 64, 64), (2, 16, 200)] {
         agree(&[&[b, t, d], &[b, 6 * d]], |x| {

@@ -18,14 +18,14 @@ pub(crate) struct Trainable {
 /// Adds ΔΦ to `teacher`, none of whose tensors will be written to: variables are copies
 /// ([`StateDict::make_trainable`]), and only variables are updated.
 pub(crate) fn trainable(
-    teacher: &StateDict,
+    teacher: StateDict,
     delta: &DeltaW,
     is_fixed: &dyn Fn(&str) -> bool,
     seed: u64,
     device: &Device,
 ) -> Result<Trainable> {
     // The caller's tensors may be variables of another run; these must record nothing here.
-    let mut weights = teacher.detached();
+    let mut weights = teacher.into_detached();
     let (vars, lora_scale) = match delta {
         DeltaW::Frozen => (Vec::new(), 0.0),
         DeltaW::Full => (weights.make_trainable(|name| !is_fixed(name))?, 0.0),

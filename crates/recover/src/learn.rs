@@ -45,7 +45,7 @@ pub struct Learned {
 /// is [`Error::Interrupted`], and the same call resumes.
 pub fn learn<S, O>(
     config: &LearnConfig,
-    teacher: &Teacher<'_, S>,
+    teacher: Teacher<'_, S>,
     objective: &O,
     batches: impl FnMut(u64) -> Result<O::Batch> + Send,
     context: RunContext<'_>,

@@ -8,10 +8,11 @@ use tinyfusion_mask::{MaskSampler, Temperature};
 use crate::delta::trainable;
 use crate::{Blend, LearnConfig};
 
-/// The trained network whose blocks are in question, and how to build it. Its weights are only read.
+/// The trained network whose blocks are in question, and how to build it.
 pub struct Teacher<'a, S> {
-    /// Its weights, f32.
-    pub weights: &'a StateDict,
+    /// Its weights, f32. They are not changed, and those that are copied to be trained are freed unless somebody else
+    /// holds them: a clone (which shares them) keeps them, giving them away saves their memory.
+    pub weights: StateDict,
     /// Whether the tensor of that name is a fixed table rather than a trained weight.
     pub is_fixed: &'a dyn Fn(&str) -> bool,
     /// The network on weights that may have low-rank factors beside them, to be scaled by the number
@@ -52,7 +53,7 @@ pub struct MaskedStack<S> {
 
 impl<S: BlockStack> MaskedStack<S> {
     /// The teacher with `config`'s weight update and fresh logits, and the variables of both.
-    pub fn new(config: &LearnConfig, teacher: &Teacher<'_, S>) -> Result<(Self, Variables)> {
+    pub fn new(config: &LearnConfig, teacher: Teacher<'_, S>) -> Result<(Self, Variables)> {
         config.validate()?;
         let device = teacher
             .weights

@@ -184,11 +184,11 @@ fn check(f: &Fixture, case: &str, part: &str, config: &LearnConfig) {
     let key = |what: &str| format!("{case}.{part}.{what}");
     let build = |weights: &StateDict, scale: f64| DiT::with_lora(&f.model, weights, scale);
     let teacher = Teacher {
-        weights: &f.weights,
+        weights: f.weights.clone(),
         is_fixed: &DiTConfig::is_fixed,
         build: &build,
     };
-    let (masked, Variables { weights, logits }) = MaskedStack::new(config, &teacher).unwrap();
+    let (masked, Variables { weights, logits }) = MaskedStack::new(config, teacher).unwrap();
     // What the reference started from.
     for (g, (_, var)) in logits.iter().enumerate() {
         var.set(&golden.tensor(&format!("w.gumbel_gates.{g}")))

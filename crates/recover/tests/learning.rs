@@ -128,7 +128,7 @@ fn a_low_rank_update_learns_and_leaves_the_teacher_alone() {
         let folder = tempfile::tempdir().unwrap();
         let dir = RunDir::open(folder.path(), &config).unwrap();
         let teacher = Teacher {
-            weights: &weights,
+            weights: weights.clone(),
             is_fixed: &DiTConfig::is_fixed,
             build: &build,
         };
@@ -137,7 +137,7 @@ fn a_low_rank_update_learns_and_leaves_the_teacher_alone() {
             stop: &Stop::default(),
             progress: &Progress::hidden(),
         };
-        learn(&config, &teacher, &objective, dit_batch, context).unwrap();
+        learn(&config, teacher, &objective, dit_batch, context).unwrap();
         assert_eq!(bits(&weights), before);
         // Only the chosen factors and the logits were trained, and every B has moved from zero.
         let saved = candle_core::safetensors::load(
@@ -194,7 +194,7 @@ fn useful_blocks_of_a_transformer_are_found_with_a_low_rank_update() {
     let folder = tempfile::tempdir().unwrap();
     let dir = RunDir::open(folder.path(), &config).unwrap();
     let teacher = Teacher {
-        weights: &weights,
+        weights: weights.clone(),
         is_fixed: &DiTConfig::is_fixed,
         build: &build,
     };
@@ -204,7 +204,7 @@ fn useful_blocks_of_a_transformer_are_found_with_a_low_rank_update() {
         progress: &Progress::hidden(),
     };
     let objective = Imitate(DiT::new(&model, &weights).unwrap());
-    let learned = learn(&config, &teacher, &objective, dit_batch, context).unwrap();
+    let learned = learn(&config, teacher, &objective, dit_batch, context).unwrap();
     assert_eq!(learned.selection.kept, [0, 3]);
 }
 

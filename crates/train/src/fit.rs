@@ -48,8 +48,10 @@ pub struct FitConfig {
     pub steps: u64,
     /// Samples per step.
     pub batch_size: usize,
-    /// Pieces into which a batch is cut; as many as there are cores run side by side.
+    /// Pieces into which a batch is cut: more of them take less memory.
     pub micro_batches: usize,
+    /// Pieces worked on side by side, each with its own sums of gradients, as far as there are cores for them.
+    pub lanes: usize,
     /// Largest norm of all gradients together.
     pub clip: Option<f64>,
     /// Decay per step of the averaged parameters.
@@ -70,6 +72,7 @@ impl Default for FitConfig {
             steps: 1000,
             batch_size: 64,
             micro_batches: 2,
+            lanes: 2,
             clip: Some(1.0),
             ema: 0.999,
             betas: (0.9, 0.999),
@@ -84,8 +87,8 @@ impl FitConfig {
     /// Checks the ranges.
     pub fn validate(&self) -> Result<()> {
         let fail = |what: String| Err(Error::usage(format!("training: {what}")));
-        if self.steps == 0 || self.batch_size == 0 || self.micro_batches == 0 {
-            return fail("steps, batch-size and micro-batches must be at least 1".into());
+        if self.steps == 0 || self.batch_size == 0 || self.micro_batches == 0 || self.lanes == 0 {
+            return fail("steps, batch-size, micro-batches and lanes must be at least 1".into());
         }
         if self.micro_batches > self.batch_size {
             return fail(format!(
@@ -169,14 +172,15 @@ pub fn fit<T: TrainStep>(
     if state.step > 0 {
         tracing::info!(step = state.step, "resumed from the last checkpoint");
     }
-    let (workers, parts) = (Workers::new(config.micro_batches)?, config.parts());
+    let parts = config.parts();
+    let mut workers = Workers::new(config.lanes.min(parts.len()), &vars)?;
     let (started, seconds_before) = (Instant::now(), state.seconds);
     let _bar = progress.running_from(state.step);
 
     while state.step < config.steps {
         let at = state.step;
         let batch = step.draw(at)?;
-        let found = workers.run(step, &batch, &parts, &vars)?;
+        let found = workers.run(step, &batch, &parts)?;
 
         if found.loss.is_finite() && found.norm.is_finite() {
             state.skipped_in_a_row = 0;

@@ -4,6 +4,7 @@ use std::ops::Range;
 use candle_core::{Tensor, Var};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tinyfusion_core::{Error, Result};
+use tinyfusion_nn::Gradients;
 use tinyfusion_nn::update::sum_of_squares;
 
 use crate::{StepLoss, TrainStep};
@@ -12,31 +13,33 @@ use crate::{StepLoss, TrainStep};
 pub(crate) struct BatchGradients {
     pub(crate) loss: f64,
     pub(crate) scalars: Vec<(&'static str, f64)>,
+    /// Buffers that the next batch is written into.
     pub(crate) grads: Vec<Tensor>,
     /// Euclidean norm over all gradients together, before any clipping.
     pub(crate) norm: f64,
 }
 
-/// What one micro-batch adds: everything is already multiplied by its share of the batch.
+/// The mean loss and scalars of one piece, multiplied by its share of the batch.
 struct Part {
     loss: f64,
     scalars: Vec<(&'static str, f64)>,
-    grads: Vec<Tensor>,
 }
 
-/// Thread pools on which micro-batches run side by side.
+/// Thread pools on which pieces of a batch run side by side, with buffers for their gradients.
 ///
 /// Much of a small model's step is memory-bound single-threaded work inside candle, so two half batches on
-/// two cores beat one whole batch that forks at every operation. The sum is taken in the order of the
-/// micro-batches, so the result does not depend on how many run at once.
+/// two cores beat one whole batch that forks at every operation. Pieces are dealt out to *lanes*, each with its own
+/// sums; how many lanes there are is a setting, and how many of them run at once is the machine's business, so the
+/// result does not depend on the machine.
 pub(crate) struct Workers {
     pools: Vec<ThreadPool>,
+    lanes: Vec<Gradients>,
 }
 
 impl Workers {
-    pub(crate) fn new(micro_batches: usize) -> Result<Self> {
+    pub(crate) fn new(lanes: usize, vars: &[&Var]) -> Result<Self> {
         let cores = rayon::current_num_threads();
-        let workers = micro_batches.clamp(1, cores);
+        let workers = lanes.clamp(1, cores);
         let pools = (0..workers)
             .map(|_| {
                 ThreadPoolBuilder::new()
@@ -47,48 +50,60 @@ impl Workers {
                     .map_err(|e| Error::run(format!("no worker threads: {e}")))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { pools })
+        let lanes = (0..lanes.max(1))
+            .map(|_| Ok(Gradients::new(vars)?))
+            .collect::<Result<_>>()?;
+        Ok(Self { pools, lanes })
     }
 
-    /// Mean loss over all samples of `parts` and its gradients, one micro-batch per entry of `parts`.
+    /// Mean loss over all samples of `parts` and its gradients; piece i is of lane i mod lanes.
     pub(crate) fn run<T: TrainStep>(
-        &self,
+        &mut self,
         step: &T,
         batch: &T::Batch,
         parts: &[Range<usize>],
-        vars: &[&Var],
     ) -> Result<BatchGradients> {
         let total = parts.iter().map(Range::len).sum::<usize>() as f64;
-        let mut sum: Option<Part> = None;
-        for wave in parts.chunks(self.pools.len()) {
-            let results: Vec<Result<Part>> = std::thread::scope(|scope| {
-                let handles: Vec<_> = wave
-                    .iter()
+        let lanes = self.lanes.len();
+        let mut done: Vec<Result<Vec<Part>>> = Vec::with_capacity(lanes);
+        for (wave, sums) in self.lanes.chunks_mut(self.pools.len()).enumerate() {
+            let first = wave * self.pools.len();
+            done.extend(std::thread::scope(|scope| {
+                let handles: Vec<_> = sums
+                    .iter_mut()
                     .zip(&self.pools)
-                    .map(|(rows, pool)| {
-                        let share = rows.len() as f64 / total;
-                        scope.spawn(move || {
-                            pool.install(|| part(step, batch, rows.clone(), share, vars))
-                        })
+                    .enumerate()
+                    .map(|(i, (sums, pool))| {
+                        let own = parts.iter().skip(first + i).step_by(lanes);
+                        scope.spawn(move || pool.install(|| lane(step, batch, own, total, sums)))
                     })
                     .collect();
                 handles
                     .into_iter()
                     .map(|h| h.join().unwrap_or_else(|panic| Err(panicked(&*panic))))
-                    .collect()
-            });
-            for result in results {
-                sum = Some(match sum {
-                    None => result?,
-                    Some(sum) => add(sum, result?)?,
-                });
-            }
+                    .collect::<Vec<_>>()
+            }));
         }
-        let Part {
-            loss,
-            scalars,
-            grads,
-        } = sum.ok_or_else(|| Error::run("an empty batch"))?;
+        let mut whole: Option<Part> = None;
+        for part in done
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+        {
+            whole = Some(match whole {
+                None => part,
+                Some(sum) => add(sum, part)?,
+            });
+        }
+        let Part { loss, scalars } = whole.ok_or_else(|| Error::run("an empty batch"))?;
+        let Some((sum, others)) = self.lanes.split_first_mut() else {
+            return Err(Error::run("no lanes"));
+        };
+        for other in others {
+            sum.add(other)?;
+        }
+        let grads = sum.sums()?;
         let mut squares = 0.0;
         for g in &grads {
             squares += sum_of_squares(g)?;
@@ -102,32 +117,28 @@ impl Workers {
     }
 }
 
-fn part<T: TrainStep>(
+/// The pieces of one lane, one after the other.
+fn lane<'a, T: TrainStep>(
     step: &T,
     batch: &T::Batch,
-    rows: Range<usize>,
-    share: f64,
-    vars: &[&Var],
-) -> Result<Part> {
-    let StepLoss { loss, scalars } = step.loss(batch, rows)?;
-    let value = f64::from(loss.to_scalar::<f32>()?);
-    let mut store = (loss * share)?.backward()?;
-    let grads = vars
-        .iter()
-        .map(|v| {
-            Ok(match store.remove(v.as_tensor()) {
-                Some(g) => g,
-                // Nothing of this micro-batch reached it, as with a gate that dropped a block in every row.
-                None => v.zeros_like()?,
+    parts: impl Iterator<Item = &'a Range<usize>>,
+    total: f64,
+    sums: &mut Gradients,
+) -> Result<Vec<Part>> {
+    sums.clear();
+    parts
+        .map(|rows| {
+            let share = rows.len() as f64 / total;
+            let StepLoss { loss, scalars } = step.loss(batch, rows.clone())?;
+            let value = f64::from(loss.to_scalar::<f32>()?);
+            sums.backward(&(loss * share)?)?;
+            let scalars = scalars.into_iter().map(|(n, s)| (n, s * share)).collect();
+            Ok(Part {
+                loss: value * share,
+                scalars,
             })
         })
-        .collect::<Result<_>>()?;
-    let scalars = scalars.into_iter().map(|(n, s)| (n, s * share)).collect();
-    Ok(Part {
-        loss: value * share,
-        scalars,
-        grads,
-    })
+        .collect()
 }
 
 fn add(mut a: Part, b: Part) -> Result<Part> {
@@ -146,12 +157,6 @@ fn add(mut a: Part, b: Part) -> Result<Part> {
     for (x, y) in a.scalars.iter_mut().zip(b.scalars) {
         x.1 += y.1;
     }
-    a.grads = a
-        .grads
-        .iter()
-        .zip(&b.grads)
-        .map(|(x, y)| Ok((x + y)?))
-        .collect::<Result<_>>()?;
     Ok(a)
 }
 

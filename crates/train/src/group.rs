@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Tensor, Var};
 use rayon::prelude::*;
 use tinyfusion_core::{Error, ParamSpec, Result, StateDict};
-use tinyfusion_nn::update::{AdamW, ema};
+use tinyfusion_nn::update::{AdamW, Parameter};
 
 use crate::LrSchedule;
 
@@ -22,11 +22,7 @@ pub struct ParamGroup {
 #[derive(Debug)]
 struct Param {
     name: String,
-    var: Var,
-    m: Var,
-    v: Var,
-    /// Variables only for the sake of `Var::set`: no gradient ever reaches a moment or an average.
-    average: Var,
+    at: Parameter,
 }
 
 impl ParamGroup {
@@ -45,10 +41,7 @@ impl ParamGroup {
                         var.stride()
                     )));
                 }
-                let zeros = var.zeros_like()?;
-                let (m, v) = (Var::from_tensor(&zeros)?, Var::from_tensor(&zeros)?);
-                let average = Var::from_tensor(&var.as_detached_tensor())?;
-                Ok(Param { name, var, m, v, average })
+                Ok(Param { name, at: Parameter::new(var)? })
             })
             .collect::<Result<_>>()?;
         Ok(Self {
@@ -70,14 +63,14 @@ impl ParamGroup {
 
     /// The variables, in order.
     pub fn vars(&self) -> impl Iterator<Item = &Var> {
-        self.params.iter().map(|p| &p.var)
+        self.params.iter().map(|p| &p.at.var)
     }
 
     /// The exponential moving averages by name. They share storage with the group: later steps move them.
     pub fn averages(&self) -> StateDict {
         self.params
             .iter()
-            .map(|p| (p.name.clone(), p.average.as_detached_tensor()))
+            .map(|p| (p.name.clone(), p.at.average.as_detached_tensor()))
             .collect()
     }
 
@@ -92,21 +85,21 @@ impl ParamGroup {
         grad_scale: f64,
         decay: f64,
     ) -> Result<()> {
-        self.params.par_iter().zip(grads).try_for_each(|(p, grad)| {
-            adamw.step(&p.var, grad, &p.m, &p.v, t, grad_scale)?;
-            Ok(ema(&p.average, &p.var, decay)?)
-        })
+        self.params
+            .par_iter()
+            .zip(grads)
+            .try_for_each(|(p, grad)| Ok(adamw.step(&p.at, grad, t, grad_scale, decay)?))
     }
 
     /// Weights, averages and moments for a checkpoint.
     fn export(&self, into: &mut Snapshot) {
         for p in &self.params {
-            into.model.insert(&p.name, p.var.as_detached_tensor());
-            into.ema.insert(&p.name, p.average.as_detached_tensor());
+            into.model.insert(&p.name, p.at.var.as_detached_tensor());
+            into.ema.insert(&p.name, p.at.average.as_detached_tensor());
             into.optimizer
-                .insert(format!("m.{}", p.name), p.m.as_detached_tensor());
+                .insert(format!("m.{}", p.name), p.at.m.as_detached_tensor());
             into.optimizer
-                .insert(format!("v.{}", p.name), p.v.as_detached_tensor());
+                .insert(format!("v.{}", p.name), p.at.v.as_detached_tensor());
         }
     }
 
@@ -114,10 +107,12 @@ impl ParamGroup {
     /// either everything is taken or nothing.
     pub(crate) fn import(&self, from: &Snapshot) -> Result<()> {
         for p in &self.params {
-            p.var.set(from.model.require(&p.name)?)?;
-            p.average.set(from.ema.require(&p.name)?)?;
-            p.m.set(from.optimizer.require(&format!("m.{}", p.name))?)?;
-            p.v.set(from.optimizer.require(&format!("v.{}", p.name))?)?;
+            p.at.var.set(from.model.require(&p.name)?)?;
+            p.at.average.set(from.ema.require(&p.name)?)?;
+            p.at.m
+                .set(from.optimizer.require(&format!("m.{}", p.name))?)?;
+            p.at.v
+                .set(from.optimizer.require(&format!("v.{}", p.name))?)?;
         }
         Ok(())
     }
@@ -153,7 +148,7 @@ pub(crate) fn check_groups(groups: &[ParamGroup]) -> Result<()> {
             if !names.insert(&p.name) {
                 return fail(format!("two parameters are called `{}`", p.name));
             }
-            vars.push((p.var.id(), &p.name));
+            vars.push((p.at.var.id(), &p.name));
         }
     }
     for (i, (id, name)) in vars.iter().enumerate() {

@@ -93,7 +93,8 @@ fn twenty_steps_agree_with_a_plain_f64_implementation() {
     let config = FitConfig {
         steps: 20,
         batch_size: ROWS,
-        micro_batches: 2,
+        micro_batches: 3,
+        lanes: 2,
         clip: Some(1.5),
         ema: 0.8,
         betas: (0.85, 0.97),

@@ -6,10 +6,12 @@
 //! random mask, a tie with the best of them excluded. A model whose loss is not a number has diverged, and
 //! is never better than anything, whatever FID its samples have. A speed-up counts only against dense sampling with fewer steps at the same speed.
 
+mod measure;
 mod rules;
 
 use super::correlation::rank_correlation;
 use super::svg::short;
+use measure::{fine_tuned, other_masks};
 use rules::{Order, best, compare, compare_outright, loss, order, rows, unscored};
 
 use crate::reproduce::{Recovery, ResultRow, Results};
@@ -155,6 +157,9 @@ pub(crate) fn caveats(results: &Results) -> Vec<String> {
             .into(),
         "A difference within 1 % is called a tie, and one within the spread of the random masks is not called a win.".into(),
     ];
+    list.extend(measure::patterns(results));
+    list.push(measure::budget(results));
+    list.extend(measure::uneven_speeds(results));
     list.extend(
         results
             .warnings
@@ -223,7 +228,8 @@ fn learned_against_median(results: &Results) -> Vec<(Verdict, String)> {
                 short(l.max)
             )
         });
-        Some((verdict, format!("{text}{loss}.")))
+        let other = other_masks(row, results).unwrap_or_default();
+        Some((verdict, format!("{text}{loss}.{other}")))
     };
     rows(results, "learned", Recovery::FineTuning)
         .filter_map(answer)
@@ -258,7 +264,8 @@ fn learned_against_every(results: &Results) -> Vec<(Verdict, String)> {
             best_row.name,
             short(*best)
         );
-        (verdict, text)
+        let other = other_masks(row, results).unwrap_or_default();
+        (verdict, text + &other)
     };
     rows(results, "learned", Recovery::FineTuning)
         .map(answer)
@@ -279,15 +286,7 @@ fn learned_against_oracle(results: &Results) -> Vec<(Verdict, String)> {
 }
 
 fn distillation(results: &Results) -> Vec<(Verdict, String)> {
-    let pair = |kd: &ResultRow| {
-        let ft = results.rows.iter().find(|r| {
-            r.recovery == Recovery::FineTuning
-                && r.criterion == kd.criterion
-                && r.pattern == kd.pattern
-                && r.seed == kd.seed
-        })?;
-        Some(compare(kd, ft, results))
-    };
+    let pair = |kd: &ResultRow| Some(compare(kd, fine_tuned(kd, results)?, results));
     results
         .rows
         .iter()

@@ -1,7 +1,5 @@
 //! Made-up results for tests.
 
-use std::collections::BTreeMap;
-
 use crate::reproduce::{Aggregate, Cost, Machine, Recovery, ResultRow, Results};
 
 fn row(
@@ -14,6 +12,11 @@ fn row(
 ) -> ResultRow {
     let dense = criterion == "dense";
     let depth = if dense { 16 } else { 8 };
+    let recovered = if recovery == Recovery::MaskedKd {
+        15.0
+    } else {
+        10.0
+    };
     ResultRow {
         id: id.into(),
         name: name.into(),
@@ -41,13 +44,20 @@ fn row(
         accuracy: Some(0.9),
         images_per_second: Some(if dense { 20.0 } else { 38.0 }),
         failed: None,
-        stages: BTreeMap::from([(
-            "sampling".into(),
-            Cost {
-                seconds: 30.0,
-                peak_rss_bytes: Some(1 << 29),
-            },
-        )]),
+        stages: [("sampling", 30.0), ("recovery", recovered)]
+            .into_iter()
+            .filter(|(stage, _)| !dense || *stage != "recovery")
+            .map(|(stage, seconds)| {
+                let peak_rss_bytes = Some(1 << 29);
+                (
+                    stage.into(),
+                    Cost {
+                        seconds,
+                        peak_rss_bytes,
+                    },
+                )
+            })
+            .collect(),
     }
 }
 
@@ -123,6 +133,7 @@ pub(crate) fn results() -> Results {
         reference_count: Some(2000),
         sample_count: Some(600),
         seconds: 840.0,
+        wall_seconds: 900.0,
         peak_rss_bytes: Some(1 << 30),
         warnings: vec!["few samples".into()],
         random: Aggregate::of(&rows),

@@ -29,6 +29,9 @@ pub(crate) struct Results {
     pub(crate) sample_count: Option<u64>,
     /// Seconds of all stages, each counted once.
     pub(crate) seconds: f64,
+    /// Seconds on the clock, over all sessions that it took to run the stages.
+    #[serde(default)]
+    pub(crate) wall_seconds: f64,
     /// Largest memory of any stage.
     pub(crate) peak_rss_bytes: Option<u64>,
     /// What the evaluator had to warn of, without repetition.
@@ -279,6 +282,7 @@ pub(crate) fn collect(
         reference_count: None,
         sample_count: None,
         seconds: 0.0,
+        wall_seconds: 0.0,
         peak_rss_bytes: None,
         warnings: Vec::new(),
         rows: Vec::new(),
@@ -286,6 +290,11 @@ pub(crate) fn collect(
         random: None,
     };
     for stage in &plan.stages {
+        // A killed session is on no clock but that of the training which it began.
+        if let Some(stamp) = driver.stamp(&stage.name) {
+            let seconds = stamp.seconds.unwrap_or(0.0);
+            results.wall_seconds += stamp.wall_seconds.unwrap_or(0.0).max(seconds);
+        }
         if let Some(cost) = cost(driver, &stage.name) {
             results.seconds += cost.seconds;
             results.peak_rss_bytes = results.peak_rss_bytes.max(cost.peak_rss_bytes);

@@ -77,6 +77,9 @@ pub(crate) struct Stamp {
     /// Wall seconds, over resumed parts where the command counts them.
     #[serde(default)]
     pub(crate) seconds: Option<f64>,
+    /// Wall seconds of this driver over all its starts of the stage, its own work before and after included.
+    #[serde(default)]
+    pub(crate) wall_seconds: Option<f64>,
     /// Largest resident memory in bytes.
     #[serde(default)]
     pub(crate) peak_rss_bytes: Option<u64>,
@@ -148,6 +151,7 @@ impl Driver {
         begin: impl FnOnce(&str),
         tick: impl Fn(f64),
     ) -> Result<Outcome> {
+        let entered = Instant::now();
         let key = self.key(stage)?;
         let stamp_file = self.file("stamps", &stage.name, "json");
         let old = self.stamp(&stage.name);
@@ -196,6 +200,8 @@ impl Driver {
         let command = self.command(stage);
         begin(&command);
         let log = self.file("logs", &stage.name, "log");
+        let earlier = old.filter(|_| resume).and_then(|s| s.wall_seconds);
+        let wall = || Some(earlier.unwrap_or(0.0) + entered.elapsed().as_secs_f64());
         let started = Instant::now();
         let mut child = self.spawn(stage, &command, &log, resume)?;
         let mut stamp = Stamp {
@@ -204,12 +210,14 @@ impl Driver {
             state: State::Started,
             pid: Some(child.id()),
             seconds: None,
+            wall_seconds: earlier,
             peak_rss_bytes: None,
         };
         files::write_json(&stamp_file, &stamp)?;
         let (status, peak) = wait(&mut child, started, tick)?;
         let seconds = started.elapsed().as_secs_f64();
         stamp.pid = None;
+        stamp.wall_seconds = wall();
         if !status.success() {
             files::write_json(&stamp_file, &stamp)?;
             if INTERRUPTS.load(Ordering::SeqCst) > 0 || status.code() == Some(130) {
@@ -240,6 +248,7 @@ impl Driver {
             .and_then(|f| files::read_json(&f.join("resources.json")).ok());
         stamp.state = State::Done;
         stamp.seconds = Some(told.as_ref().map_or(seconds, |r| r.seconds));
+        stamp.wall_seconds = wall();
         stamp.peak_rss_bytes = peak.max(told.and_then(|r| r.peak_rss_bytes));
         files::write_json(&stamp_file, &stamp)?;
         Ok(Outcome::Ran(seconds))

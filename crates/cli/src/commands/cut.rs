@@ -2,17 +2,21 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use tinyfusion::checkpoint::{DTypePolicy, Provenance, keep_blocks};
-use tinyfusion::core::{Error, Selection};
+use tinyfusion::core::{BlockLayout, Error, Selection};
+use tinyfusion::mask::Pattern;
 
-use super::score::read_selection;
+use super::score::{read_selection, save_selection};
 use crate::model::{DiTModel, save_dit};
+use crate::output::say;
 use crate::resources::Resources;
 
 /// Keep some blocks for good: writes a shallower model directory.
 ///
+/// The selection lies beside the model as OUT/selection.json, where distill finds it.
+///
 /// Examples:
 ///   tinyfusion cut assets/teacher runs/cut --selection runs/learned/selection.json
-///   tinyfusion cut assets/teacher runs/cut --keep 0,2,4,6,8,10,12,14
+///   tinyfusion cut assets/teacher runs/cut --keep 0,2,4,6,8,10,12,14 --pattern 1:2
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -22,6 +26,10 @@ pub(crate) struct Args {
     out: PathBuf,
     #[command(flatten)]
     which: Which,
+    /// Groups that the kept indices obey, as 1:2: distillation aligns hidden states at their ends. Without it
+    /// all blocks are one group
+    #[arg(long, requires = "keep", conflicts_with = "selection")]
+    pattern: Option<Pattern>,
     /// Store the weights in 16 bits
     #[arg(long)]
     f16: bool,
@@ -50,9 +58,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .into());
     }
     let depth = model.config.depth;
-    let selection = match (&args.which.selection, &args.which.keep) {
+    let mut selection = match (&args.which.selection, &args.which.keep) {
         (Some(path), _) => read_selection(path, depth)?,
-        (None, Some(kept)) => Selection::from_indices(depth, kept.clone())?,
+        (None, Some(kept)) => by_indices(depth, kept, args.pattern.as_ref())?,
         (None, None) => unreachable!("clap requires one of the two"),
     };
     if let Some(made_for) = selection
@@ -62,11 +70,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     {
         tracing::warn!(%made_for, found = %model.sha256, "the selection was made for other weights");
     }
+    selection
+        .source_sha256
+        .get_or_insert_with(|| model.sha256.clone());
     let weights = keep_blocks(&model.weights, "blocks", &selection.kept)?;
     let config = model.config.with_depth(selection.kept.len());
     weights.check(&config.params())?;
-    let mut provenance = Provenance::of_command(super::command_line());
-    provenance.parent_sha256 = Some(model.sha256.clone());
+    let mut provenance =
+        Provenance::of_command(super::command_line()).with_parent(&model.sha256, &model.provenance);
     provenance.kept = Some(selection.kept.clone());
     provenance.criterion = Some(selection.criterion.clone());
     provenance.pattern = Some(
@@ -90,12 +101,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         &provenance,
         dtype,
     )?;
+    save_selection(&args.out, &selection)?;
     resources.write(&args.out, None)?;
-    println!(
+    Ok(say!(
         "{}: {} blocks, {} parameters",
         args.out.display(),
         config.depth,
         config.parameters()
-    );
-    Ok(())
+    )?)
+}
+
+/// The blocks `kept` as a selection, in the groups of `pattern` or in one.
+fn by_indices(depth: usize, kept: &[usize], pattern: Option<&Pattern>) -> Result<Selection> {
+    let mut selection = Selection::from_indices(depth, kept.to_vec())?;
+    if let Some(pattern) = pattern {
+        selection.groups = pattern.groups(&BlockLayout::single(depth))?;
+    }
+    Ok(selection.validated()?)
 }

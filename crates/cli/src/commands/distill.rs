@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -10,10 +10,11 @@ use tinyfusion::distill::{
     distill,
 };
 use tinyfusion::models::{DiT, DiTConfig};
-use tinyfusion::train::{FitConfig, LrSchedule, Progress, RunDir, Stop};
+use tinyfusion::train::{FitConfig, LrSchedule, RunDir, Stop};
 
-use super::score::read_selection;
+use super::score::{SELECTION_FILE, read_selection};
 use crate::model::{DiTModel, save_dit};
+use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::settings::{FitOptions, finite};
 use crate::training_data::{DataOptions, objective};
@@ -22,8 +23,7 @@ use crate::training_data::{DataOptions, objective};
 ///
 /// Examples:
 ///   tinyfusion distill runs/cut runs/student --steps 600
-///   tinyfusion distill runs/cut runs/student --steps 600 --teacher assets/teacher \
-///     --features masked --selection runs/learned/selection.json
+///   tinyfusion distill runs/cut runs/student --steps 600 --teacher assets/teacher --features masked
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     out: PathBuf,
     #[command(flatten)]
     options: Options,
+    /// Also write the model, in 16 bits, into this folder
+    #[arg(long, value_name = "FOLDER")]
+    export: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -52,7 +55,8 @@ struct Options {
     /// Model directory of the teacher; without it this is plain fine-tuning
     #[arg(long)]
     teacher: Option<PathBuf>,
-    /// selection.json that cut the student from the teacher (aligns their hidden states)
+    /// selection.json that cut the student from the teacher (aligns their hidden states); without it, the one
+    /// that `cut` laid into the student's folder
     #[arg(long, value_name = "FILE")]
     selection: Option<PathBuf>,
     /// Hidden states to match
@@ -109,6 +113,14 @@ impl Options {
             }
             None => None,
         };
+        if self.features == Some(Features::None)
+            && (self.beta.is_some() || self.beta_epoch.is_some() || self.sigma.is_some())
+        {
+            return Err(Error::usage(
+                "beta, beta-epoch and sigma are about hidden states: they do nothing with --features none",
+            )
+            .into());
+        }
         // Budgets for a small model on a CPU; the paper's are DistillConfig's own defaults.
         let defaults = FitConfig {
             steps: 600,
@@ -146,7 +158,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let resources = Resources::start();
     let config = options.distill_config()?;
     config.validate()?;
-    let model = DiTModel::load(&args.student)?;
+    let mut model = DiTModel::load(&args.student)?;
     let teacher = options.teacher.as_deref().map(DiTModel::load).transpose()?;
     if let Some(teacher) = teacher.as_ref().filter(|t| t.diffusion != model.diffusion) {
         let paths = (model.path.display(), teacher.path.display());
@@ -161,21 +173,23 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         .knowledge
         .as_ref()
         .is_some_and(|k| k.features != FeatureLoss::None);
-    let layers = match (&teacher, &options.selection) {
+    let selection = options.selection.clone().or_else(|| {
+        let wanted = teacher.is_some() && wants_features;
+        wanted.then(|| beside(&args.student)).flatten()
+    });
+    let layers = match (&teacher, &selection) {
         (Some(teacher), Some(path)) => {
             let selection = read_selection(path, teacher.config.depth)?;
-            if model
-                .kept
-                .as_ref()
-                .is_some_and(|kept| *kept != selection.kept)
-            {
-                tracing::warn!(cut = ?model.kept, selection = ?selection.kept, "the student was cut by another selection");
+            let cut = &model.provenance.kept;
+            if cut.as_ref().is_some_and(|kept| *kept != selection.kept) {
+                tracing::warn!(?cut, selection = ?selection.kept, "the student was cut by another selection");
             }
             Some(LayerMap::group_ends(&selection)?)
         }
         (Some(_), None) if wants_features => {
             return Err(Error::usage(
-                "matching hidden states needs --selection; or pass --features none",
+                "matching hidden states needs the selection that cut the student: none lies in its folder, so pass \
+                 --selection, or --features none",
             )
             .into());
         }
@@ -209,11 +223,11 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     };
     let dir = RunDir::open(&args.out, &settings)?;
     let student = Student {
-        weights: &model.weights,
-        build: &|weights| DiT::new(&model.config, weights),
+        weights: std::mem::take(&mut model.weights),
+        build: &|weights| Ok(DiT::new(&model.config, weights)?.recomputing(options.fit.recompute)),
         is_fixed: &DiTConfig::is_fixed,
     };
-    let progress = Progress::new("distill", config.fit.steps);
+    let progress = progress_bar("distill", config.fit.steps);
     let context = Run {
         dir: &dir,
         stop,
@@ -221,25 +235,37 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     };
     let outcome = distill(
         &config,
-        &student,
+        student,
         knowledge.as_ref(),
         &objective(&model)?,
         batches,
         context,
     )?;
-    let mut provenance = Provenance::of_command(super::command_line());
-    provenance.parent_sha256 = Some(model.sha256.clone());
+    let mut provenance = Provenance::of_command(super::command_line())
+        .with_parent(&model.sha256, &model.provenance)
+        .with_cut_of(&model.provenance);
     provenance.steps = Some(config.fit.steps);
     let place = args.out.join("model");
-    save_dit(
-        &place,
-        &model.config,
-        &model.diffusion,
-        &outcome.averages,
-        &provenance,
-        DTypePolicy::F32,
-    )?;
+    let exported = args.export.iter().map(|e| (e, DTypePolicy::F16));
+    for (place, dtype) in std::iter::once((&place, DTypePolicy::F32)).chain(exported) {
+        save_dit(
+            place,
+            &model.config,
+            &model.diffusion,
+            &outcome.averages,
+            &provenance,
+            dtype,
+        )?;
+    }
     resources.write(&args.out, Some(outcome.seconds))?;
-    println!("{}", place.display());
-    Ok(())
+    Ok(say!("{}", place.display())?)
+}
+
+/// The selection that `cut` laid beside the student, if there is one.
+fn beside(student: &Path) -> Option<PathBuf> {
+    let path = student.join(SELECTION_FILE);
+    path.is_file().then(|| {
+        tracing::info!("hidden states are aligned by {}", path.display());
+        path
+    })
 }

@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use tinyfusion::checkpoint::inspect;
+use tinyfusion::checkpoint::{Provenance, inspect};
+
+use crate::output::say;
 
 /// Say what a checkpoint is: architecture, depth, parameters, tensors, provenance.
 ///
@@ -21,41 +23,60 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let found = inspect(&args.path)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&found)?);
+        say!("{}", serde_json::to_string_pretty(&found)?)?;
         return Ok(());
     }
-    println!("path        {}", found.path.display());
-    println!(
+    say!("path        {}", found.path.display())?;
+    say!(
         "size        {:.2} MB, {} tensors, {} parameters",
         found.bytes as f64 / 1e6,
         found.tensors.len(),
         found.parameters
-    );
+    )?;
     for (prefix, depth) in &found.blocks {
-        println!("depth       {depth} (`{prefix}`)");
+        say!("depth       {depth} (`{prefix}`)")?;
     }
     if let Some(config) = &found.config {
         let architecture = config
             .get("architecture")
             .and_then(|a| a.as_str())
             .unwrap_or("not named");
-        println!("model       {architecture}");
+        say!("model       {architecture}")?;
         for section in ["model", "diffusion"] {
             if let Some(value) = config.get(section) {
-                println!("{section:<11} {value}");
+                say!("{section:<11} {value}")?;
             }
         }
     }
     if let Some(provenance) = &found.provenance {
-        println!("provenance  {}", serde_json::to_string(provenance)?);
+        let mut shown = None;
+        for record in std::iter::once(provenance).chain(&provenance.ancestors) {
+            // A model trained after its cut repeats what the cut says.
+            if record.kept.is_some() && shown != record.kept.as_ref() {
+                shown = record.kept.as_ref();
+                say!("kept        {}", cut(record))?;
+            }
+        }
+        say!("provenance  {}", serde_json::to_string(provenance)?)?;
     }
     if let Some(sha) = &found.recorded_sha256 {
-        println!("sha256      {sha}");
+        say!("sha256      {sha}")?;
     }
     if args.tensors {
         for t in &found.tensors {
-            println!("{:<52} {:<6} {:?}", t.name, t.dtype, t.shape);
+            say!("{:<52} {:<6} {:?}", t.name, t.dtype, t.shape)?;
         }
     }
     Ok(())
+}
+
+/// What a record says of its cut, for people.
+fn cut(record: &Provenance) -> String {
+    let kept = record.kept.as_deref().unwrap_or_default();
+    let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "not recorded".into());
+    format!(
+        "{kept:?}, found by {}, pattern {}",
+        or_unknown(&record.criterion),
+        or_unknown(&record.pattern)
+    )
 }

@@ -7,10 +7,11 @@ use tinyfusion::data::shapes::Split;
 use tinyfusion::mask::{Linear, Pattern};
 use tinyfusion::models::{DiT, DiTConfig};
 use tinyfusion::recover::{Blend, DeltaW, LearnConfig, LoraLayers, RunContext, Teacher, learn};
-use tinyfusion::train::{FitConfig, Progress, RunDir, Stop};
+use tinyfusion::train::{FitConfig, RunDir, Stop};
 
 use super::score::write_selection;
 use crate::model::DiTModel;
+use crate::output::progress_bar;
 use crate::resources::Resources;
 use crate::settings::{FitOptions, finite};
 use crate::training_data::{DataOptions, objective};
@@ -169,7 +170,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let resources = Resources::start();
     let config = options.learn_config()?;
     config.validate()?;
-    let model = DiTModel::load(&args.model)?;
+    let mut model = DiTModel::load(&args.model)?;
     // Before the run's folder is made, so that a mistake leaves none behind.
     config
         .pattern
@@ -183,18 +184,20 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         learn: &config,
     };
     let teacher = Teacher {
-        weights: &model.weights,
+        weights: std::mem::take(&mut model.weights),
         is_fixed: &DiTConfig::is_fixed,
-        build: &|weights, scale| DiT::with_lora(&model.config, weights, scale),
+        build: &|weights, scale| {
+            Ok(DiT::with_lora(&model.config, weights, scale)?.recomputing(options.fit.recompute))
+        },
     };
     let dir = RunDir::open(&args.out, &settings)?;
-    let progress = Progress::new("learn", config.fit.steps);
+    let progress = progress_bar("learn", config.fit.steps);
     let context = RunContext {
         dir: &dir,
         stop,
         progress: &progress,
     };
-    let mut learned = learn(&config, &teacher, &objective(&model)?, batches, context)?;
+    let mut learned = learn(&config, teacher, &objective(&model)?, batches, context)?;
     learned.selection.source_sha256 = Some(model.sha256.clone());
     write_selection(&args.out, &learned.selection)?;
     if learned.skipped > 0 {

@@ -1,14 +1,16 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use serde_json::json;
 use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::core::{Error, Plan};
 use tinyfusion::data::shapes::Split;
 use tinyfusion::recover::held_out_loss;
-use tinyfusion::train::{Progress, Stop};
+use tinyfusion::train::Stop;
 
 use super::score::read_selection;
 use crate::model::DiTModel;
+use crate::output::{progress_bar, say};
 use crate::training_data::{DataOptions, MOST_IMAGES, held_out_objective};
 
 /// The denoising loss on held-out images, with fixed timesteps and noise.
@@ -44,13 +46,17 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     }
     let model = DiTModel::load(&args.model)?;
     let depth = model.config.depth;
-    let plan = match &args.selection {
+    let selection = match &args.selection {
+        None => None,
+        Some(path) => Some(read_selection(path, depth)?),
+    };
+    let plan = match &selection {
         None => Plan::full(depth),
-        Some(path) => Plan::keep(depth, &read_selection(path, depth)?.kept),
+        Some(selection) => Plan::keep(depth, &selection.kept),
     };
     let source = args.data.open(&model, Split::HeldOut)?;
     let count = source.len().map_or(args.images, |n| n.min(args.images));
-    let progress = Progress::new("loss", count);
+    let progress = progress_bar("loss", count);
     let batches = (0..count).step_by(BATCH).map(|start| {
         if stop.requested() {
             return Err(Error::Stopped);
@@ -66,10 +72,20 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         args.seed,
     )?;
     progress.finish();
-    let text = serde_json::to_string_pretty(&estimate)?;
+    let report = json!({
+        "loss": estimate.loss,
+        "standard_error": estimate.standard_error,
+        "images": estimate.images,
+        "seed": args.seed,
+        "data": args.data.name(),
+        "model": args.model,
+        "model_sha256": model.sha256,
+        "selection": args.selection,
+        "kept": selection.map(|s| s.kept),
+    });
+    let text = format!("{report:#}");
     if let Some(path) = &args.json {
         write_atomic(path, |f| f.write_all(format!("{text}\n").as_bytes()))?;
     }
-    println!("{text}");
-    Ok(())
+    Ok(say!("{text}")?)
 }

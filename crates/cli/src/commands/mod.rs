@@ -10,6 +10,9 @@ mod pretrain;
 mod sample;
 mod score;
 
+use std::ffi::OsString;
+use std::sync::OnceLock;
+
 use anyhow::Result;
 use tinyfusion::train::Stop;
 
@@ -18,7 +21,7 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   tinyfusion learn assets/teacher runs/learned --pattern 1:2 --steps 300
   tinyfusion cut assets/teacher runs/cut --selection runs/learned/selection.json
-  tinyfusion distill runs/cut runs/student --steps 600 --teacher assets/teacher --selection runs/learned/selection.json
+  tinyfusion distill runs/cut runs/student --steps 600 --teacher assets/teacher
   tinyfusion sample runs/student/model runs/images --count 100 --steps 50 --cfg 2.0
   tinyfusion evaluate shapes:1000 runs/images/samples.npz --classifier assets/classifier";
 
@@ -55,7 +58,17 @@ impl Command {
     }
 }
 
-/// This process's command line, quoted so that it can be pasted into a shell, for provenance.
+/// The words of the command line, with the settings of `--config` in the place of the file.
+static WORDS: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Notes the words that were parsed, the program first.
+pub(crate) fn remember(words: Vec<OsString>) {
+    // Once, by main; a second time would change nothing.
+    let _ = WORDS.set(words);
+}
+
+/// This process's command line, quoted so that it can be pasted into a shell, for provenance. Settings files are
+/// written out, since they may have changed by then.
 pub(crate) fn command_line() -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
     let quoted = |word: String| {
@@ -67,7 +80,7 @@ pub(crate) fn command_line() -> String {
     };
     // The program by its name: where it lay on this machine is nobody's business.
     std::iter::once("tinyfusion".into())
-        .chain(std::env::args_os().skip(1))
+        .chain(WORDS.get().into_iter().flatten().skip(1).cloned())
         .map(|a| quoted(a.to_string_lossy().into_owned()))
         .collect::<Vec<_>>()
         .join(" ")

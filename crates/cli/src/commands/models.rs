@@ -2,6 +2,8 @@ use anyhow::Result;
 use serde_json::json;
 use tinyfusion::models::presets;
 
+use crate::output::say;
+
 /// List the model presets.
 ///
 /// Example: tinyfusion models --json
@@ -18,16 +20,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .iter()
             .map(|p| json!({ "name": p.name, "parameters": p.config.parameters(), "config": p.config }))
             .collect();
-        println!("{:#}", json!(all));
+        say!("{:#}", json!(all))?;
         return Ok(());
     }
-    println!(
+    say!(
         "{:<10} {:>5} {:>6} {:>6} {:>6} {:>12}",
-        "name", "depth", "width", "heads", "patch", "parameters"
-    );
+        "name",
+        "depth",
+        "width",
+        "heads",
+        "patch",
+        "parameters"
+    )?;
     for p in presets() {
         let c = &p.config;
-        println!(
+        say!(
             "{:<10} {:>5} {:>6} {:>6} {:>6} {:>10.1} M",
             p.name,
             c.depth,
@@ -35,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             c.num_heads,
             c.patch_size,
             c.parameters() as f64 / 1e6
-        );
+        )?;
     }
     Ok(())
 }

@@ -8,10 +8,11 @@ use tinyfusion::data::shapes::{self, Split};
 use tinyfusion::diffusion::{BetaSchedule, DiffusionConfig, Variance};
 use tinyfusion::distill::{DistillConfig, Run, Student, distill};
 use tinyfusion::models::{ClassifierConfig, DiT, DiTConfig};
-use tinyfusion::train::{FitConfig, LrSchedule, Outcome, Progress, RunDir, Stop};
+use tinyfusion::train::{FitConfig, LrSchedule, Outcome, RunDir, Stop};
 
 use crate::classifier;
 use crate::model::{DiTModel, save_classifier, save_dit};
+use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::settings::FitOptions;
 use crate::training_data::{DataOptions, objective};
@@ -97,7 +98,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         What::Classifier => job.classifier()?,
     };
     resources.write(&args.out, Some(outcome.seconds))?;
-    println!("{}", args.out.join("model").display());
+    say!("{}", args.out.join("model").display())?;
     Ok(())
 }
 
@@ -172,17 +173,17 @@ impl Job<'_> {
         };
         config.validate()?;
         let dir = self.dir(What::Dit, &config, Some(&diffusion))?;
-        let model = DiTModel {
+        let mut model = DiTModel {
             weights: config.init(self.seed, &Device::Cpu)?,
             config,
             diffusion,
             sha256: String::new(),
             path: self.args.out.clone(),
-            kept: None,
+            provenance: Provenance::default(),
         };
         let student = Student {
-            weights: &model.weights,
-            build: &|weights| DiT::new(&model.config, weights),
+            weights: std::mem::take(&mut model.weights),
+            build: &|weights| Ok(DiT::new(&model.config, weights)?.recomputing(o.fit.recompute)),
             is_fixed: &DiTConfig::is_fixed,
         };
         // Training from nothing is plain fine-tuning of fresh weights.
@@ -192,11 +193,11 @@ impl Job<'_> {
             fit: self.fit.clone(),
             knowledge: None,
         };
-        let progress = Progress::new("pretrain", self.fit.steps);
+        let progress = progress_bar("pretrain", self.fit.steps);
         let data = DataOptions::shapes();
         let outcome = distill(
             &settings,
-            &student,
+            student,
             None,
             &objective(&model)?,
             data.batches(&model, Split::Train, self.seed, self.fit.batch_size)?,
@@ -241,7 +242,7 @@ impl Job<'_> {
         for (place, dtype) in self.places() {
             save_classifier(&place, &config, &outcome.averages, &provenance, dtype)?;
         }
-        println!("held-out accuracy {accuracy:.4}");
+        say!("held-out accuracy {accuracy:.4}")?;
         Ok(outcome)
     }
 }

@@ -6,6 +6,7 @@ use tinyfusion::core::{BlockLayout, Error, Selection};
 use tinyfusion::mask::{Pattern, oracle_selection, random_selection};
 
 use crate::model::DiTModel;
+use crate::output::say;
 use crate::resources::Resources;
 
 /// Choose blocks without learning: BK-SDM's oracle, or at random within a pattern.
@@ -23,12 +24,12 @@ pub(crate) struct Args {
     /// How to choose
     #[arg(long)]
     criterion: Criterion,
-    /// How many of how many to keep, for example 1:2 (random only)
-    #[arg(long, default_value = "1:2")]
-    pattern: Pattern,
-    /// Seed of the choice (random only)
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// How many of how many to keep (random only) [default: 1:2]
+    #[arg(long)]
+    pattern: Option<Pattern>,
+    /// Seed of the choice (random only) [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -41,11 +42,25 @@ enum Criterion {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let resources = Resources::start();
+    if matches!(args.criterion, Criterion::Oracle)
+        && (args.pattern.is_some() || args.seed.is_some())
+    {
+        return Err(Error::usage(
+            "the oracle knows one mask, so that pattern and seed need --criterion random",
+        )
+        .into());
+    }
     let model = DiTModel::load(&args.model)?;
     let layout = BlockLayout::single(model.config.depth);
     let mut selection = match args.criterion {
         Criterion::Oracle => oracle_selection(&layout)?,
-        Criterion::Random => random_selection(&args.pattern.groups(&layout)?, args.seed, 0)?,
+        Criterion::Random => {
+            let pattern = match &args.pattern {
+                Some(pattern) => pattern.clone(),
+                None => "1:2".parse()?,
+            };
+            random_selection(&pattern.groups(&layout)?, args.seed.unwrap_or(0), 0)?
+        }
     };
     selection.source_sha256 = Some(model.sha256);
     write_selection(&args.out, &selection)?;
@@ -54,11 +69,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Writes `OUT/selection.json` and says which blocks it keeps.
 pub(crate) fn write_selection(out: &Path, selection: &Selection) -> Result<()> {
+    save_selection(out, selection)?;
+    Ok(say!(
+        "kept {:?} of {} blocks",
+        selection.kept,
+        selection.depth
+    )?)
+}
+
+/// The name of a selection in a folder: what `learn` and `score` find, and what `cut` lays beside a model.
+pub(crate) const SELECTION_FILE: &str = "selection.json";
+
+/// Writes `OUT/selection.json`.
+pub(crate) fn save_selection(out: &Path, selection: &Selection) -> Result<()> {
     std::fs::create_dir_all(out).map_err(|e| Error::file(out, e))?;
     let text = selection.to_json()?;
-    write_atomic(out.join("selection.json"), |f| f.write_all(text.as_bytes()))?;
-    println!("kept {:?} of {} blocks", selection.kept, selection.depth);
-    Ok(())
+    Ok(write_atomic(out.join(SELECTION_FILE), |f| {
+        f.write_all(text.as_bytes())
+    })?)
 }
 
 /// Reads a selection and checks that it is for a network of `depth` blocks.

@@ -119,7 +119,7 @@ pub fn run_student(
     stop_at: Option<u64>,
 ) -> Result<Outcome> {
     let student = Student {
-        weights,
+        weights: weights.clone(),
         build: &|w| ToyImage::new(STUDENT, w),
         is_fixed: &|_| false,
     };
@@ -133,7 +133,7 @@ pub fn run_student(
     };
     distill(
         config,
-        &student,
+        student,
         teacher,
         &objective(0.2),
         batches,

@@ -1,5 +1,6 @@
 use rayon::prelude::*;
 
+use super::matmul::Into;
 use super::{GRAIN, exp, simd, unwritten};
 
 /// √(2/π) and the cubic coefficient of the tanh form of GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415).
@@ -94,20 +95,21 @@ pub(crate) fn broadcast_rows(bias: &[f32], rows: usize) -> Vec<f32> {
     out
 }
 
-/// Column sums of a (rows, cols) matrix.
-pub(crate) fn sum_rows(x: &[f32], cols: usize) -> Vec<f32> {
-    let mut total = vec![0f32; cols];
+/// Column sums of a matrix whose rows are as long as `total`.
+pub(crate) fn sum_rows(x: &[f32], total: &mut [f32], into: Into) {
+    if into == Into::Overwrite {
+        total.fill(0.0);
+    }
     simd(
         #[inline(always)]
         || {
-            for row in x.chunks_exact(cols) {
+            for row in x.chunks_exact(total.len()) {
                 for (t, v) in total.iter_mut().zip(row) {
                     *t += v;
                 }
             }
         },
     );
-    total
 }
 
 /// out[b, t, :] = x[b, t, :] + gate[b, :]·y[b, t, :].

@@ -1,21 +1,15 @@
 use candle_core::{Device, Tensor};
 use tinyfusion_core::{ParamSpec, Result, StateDict, StepRng, stream};
 
-use crate::{Scope, ops};
+use crate::Scope;
+use crate::ops::{self, LowRank};
 
 /// y = x·Wᵀ + b, with a low-rank update s·B·A when its tensors are present.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Tensor, // (O, I)
     bias: Tensor,   // (O,)
-    lora: Option<Lora>,
-}
-
-#[derive(Debug, Clone)]
-struct Lora {
-    a: Tensor, // (r, I)
-    b: Tensor, // (O, r)
-    scale: f64,
+    lora: Option<LowRank>,
 }
 
 impl Linear {
@@ -25,7 +19,7 @@ impl Linear {
             None => None,
             Some(a) => {
                 let rank = a.dim(0)?;
-                Some(Lora {
+                Some(LowRank {
                     a: scope.get("lora_a.weight", &[rank, inputs])?,
                     b: scope.get("lora_b.weight", &[outputs, rank])?,
                     scale: scope.lora_scale(),
@@ -41,23 +35,18 @@ impl Linear {
 
     /// (…, I) → (…, O).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = ops::linear(x, &self.weight, Some(&self.bias))?; // (…, O)
-        match &self.lora {
-            None => Ok(y),
-            Some(lora) => {
-                let low = ops::linear(x, &lora.a, None)?; // (…, r)
-                let update = ops::linear(&low, &(&lora.b * lora.scale)?, None)?; // (…, O)
-                Ok((y + update)?)
-            }
-        }
+        Ok(match &self.lora {
+            None => ops::linear(x, &self.weight, Some(&self.bias))?,
+            Some(lora) => ops::linear_low_rank(x, &self.weight, &self.bias, lora)?,
+        })
     }
 
-    /// GELU-tanh of [`forward`](Self::forward), fused where there is no low-rank update.
+    /// GELU-tanh of [`forward`](Self::forward), in one operation.
     pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.lora {
-            None => Ok(ops::linear_gelu(x, &self.weight, &self.bias)?),
-            Some(_) => Ok(ops::gelu_tanh(&self.forward(x)?)?),
-        }
+        Ok(match &self.lora {
+            None => ops::linear_gelu(x, &self.weight, &self.bias)?,
+            Some(lora) => ops::linear_low_rank_gelu(x, &self.weight, &self.bias, lora)?,
+        })
     }
 }
 

@@ -2,6 +2,7 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use super::lora::weight_gradient;
 use super::{host, is_fused, tensor, values};
 use crate::kernels::elementwise::{Act, act, act_backward, broadcast_rows, sum_rows};
 use crate::kernels::matmul::{Into, Mat, matmul};
@@ -40,20 +41,25 @@ pub fn linear_gelu(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// The same from candle's operations.
 pub(crate) fn linear_composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let (o, i) = w.dims2()?;
-    let mut shape = x.dims().to_vec();
     let rows = x.elem_count() / i;
     let y = x.reshape((rows, i))?.matmul(&w.t()?)?; // (R, O)
     let y = match b {
         Some(b) => y.broadcast_add(b)?,
         None => y,
     };
-    if let Some(last) = shape.last_mut() {
-        *last = o;
-    }
-    y.reshape(shape)
+    y.reshape(with_last(x.dims(), o))
 }
 
-fn check(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<()> {
+/// (…, I) → (…, `last`).
+pub(super) fn with_last(dims: &[usize], last: usize) -> Shape {
+    let mut dims = dims.to_vec();
+    if let Some(size) = dims.last_mut() {
+        *size = last;
+    }
+    Shape::from(dims)
+}
+
+pub(super) fn check(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<()> {
     let (o, i) = w.dims2()?;
     if x.dims().last() != Some(&i) {
         bail!(
@@ -83,10 +89,6 @@ impl Linear {
     ) -> Result<(Vec<f32>, Shape)> {
         let (o, i) = wl.shape().dims2()?;
         let rows = x.len() / i;
-        let mut dims = xl.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = o;
-        }
         let (mut y, into) = match b {
             Some(b) => (broadcast_rows(b, rows), Into::Accumulate),
             None => (unwritten(rows * o), Into::Overwrite),
@@ -99,15 +101,16 @@ impl Linear {
             Mat::new(x, rows, i),
             Mat::new(w, o, i).t(),
         );
-        Ok((y, Shape::from(dims)))
+        Ok((y, with_last(xl.dims(), o)))
     }
 
-    /// dX = dY·W, dW = dYᵀ·X, db = column sums of dY.
+    /// dX = dY·W, dW = dYᵀ·X, db = column sums of dY. Those of variables go straight into their sums where a pass
+    /// that keeps sums is under way ([`Gradients`](crate::Gradients)), and are none then.
     fn backward(
         x: &Tensor,
         w: &Tensor,
+        b: Option<&Tensor>,
         dy: &[f32],
-        wants_bias: bool,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (o, i) = w.dims2()?;
         let rows = dy.len() / o;
@@ -119,17 +122,12 @@ impl Linear {
         } else {
             None
         };
-        let dw = if w.track_op() {
-            let mut dw = unwritten(o * i);
-            host!(x => x; matmul(&mut dw, i, Into::Overwrite, 1.0, dy_mat.t(), Mat::new(x, rows, i)));
-            Some(tensor(dw, (o, i))?)
-        } else {
-            None
-        };
-        let db = if wants_bias {
-            Some(tensor(sum_rows(dy, o), o)?)
-        } else {
-            None
+        let dw = host!(x => x; weight_gradient(w, |dw, into| {
+            matmul(dw, i, into, 1.0, dy_mat.t(), Mat::new(x, rows, i));
+        })?);
+        let db = match b {
+            Some(b) => weight_gradient(b, |db, into| sum_rows(dy, db, into))?,
+            None => None,
         };
         Ok((dx, dw, db))
     }
@@ -162,7 +160,7 @@ impl CustomOp3 for Linear {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        host!(dy => dy; Self::backward(x, w, dy, b.track_op()))
+        host!(dy => dy; Self::backward(x, w, Some(b), dy))
     }
 }
 
@@ -189,7 +187,7 @@ impl CustomOp2 for Linear {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw, _) = host!(dy => dy; Self::backward(x, w, dy, false))?;
+        let (dx, dw, _) = host!(dy => dy; Self::backward(x, w, None, dy))?;
         Ok((dx, dw))
     }
 }
@@ -235,6 +233,6 @@ impl CustomOp3 for LinearGelu {
             bail!("linear-gelu: an earlier forward panicked")
         };
         let dpre = host!(dy => dy; act_backward(Act::GeluTanh, &pre, dy));
-        Linear::backward(x, w, &dpre, b.track_op())
+        Linear::backward(x, w, Some(b), &dpre)
     }
 }

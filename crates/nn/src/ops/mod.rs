@@ -7,12 +7,14 @@ mod activation;
 mod attention;
 mod gated;
 mod linear;
+mod lora;
 mod norm;
 
 pub use activation::{gelu_tanh, silu};
 pub use attention::attention;
 pub use gated::gated_residual;
 pub use linear::{linear, linear_gelu};
+pub use lora::{LowRank, linear_low_rank, linear_low_rank_gelu};
 pub use norm::{layer_norm, layer_norm_modulate};
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
@@ -33,19 +35,19 @@ fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
 }
 
 /// A tensor's f32 values on the host, contiguous.
-struct Host {
+pub(crate) struct Host {
     tensor: Tensor,
 }
 
 impl Host {
-    fn new(tensor: &Tensor) -> Result<Self> {
+    pub(crate) fn new(tensor: &Tensor) -> Result<Self> {
         Ok(Self {
             tensor: tensor.contiguous()?,
         })
     }
 
     /// Calls `f` with the values; the storage stays locked for reading meanwhile.
-    fn read(&self) -> Result<HostValues<'_>> {
+    pub(crate) fn read(&self) -> Result<HostValues<'_>> {
         let (guard, layout) = self.tensor.storage_and_layout();
         let Some((start, end)) = layout.contiguous_offsets() else {
             bail!("a fused operation needs contiguous operands")
@@ -54,14 +56,14 @@ impl Host {
     }
 }
 
-struct HostValues<'a> {
+pub(crate) struct HostValues<'a> {
     guard: StorageRef<'a>,
     start: usize,
     end: usize,
 }
 
 impl HostValues<'_> {
-    fn get(&self) -> Result<&[f32]> {
+    pub(crate) fn get(&self) -> Result<&[f32]> {
         match &*self.guard {
             Storage::Cpu(cpu) => Ok(&cpu.as_slice::<f32>()?[self.start..self.end]),
             _ => bail!("a fused operation needs its operands on the CPU"),
@@ -78,7 +80,7 @@ macro_rules! host {
         $body
     }};
 }
-use host;
+pub(crate) use host;
 
 /// A kernel's output as an untracked CPU tensor.
 fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {

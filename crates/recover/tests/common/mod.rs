@@ -123,7 +123,7 @@ pub(crate) fn run_in(
 ) -> Result<Learned> {
     let dir = RunDir::open(folder, config)?;
     let teacher = Teacher {
-        weights,
+        weights: weights.clone(),
         is_fixed: &|_| false,
         build: &build,
     };
@@ -132,7 +132,7 @@ pub(crate) fn run_in(
         stop,
         progress: &Progress::hidden(),
     };
-    learn(config, &teacher, &Imitate::toy(weights), batches, context)
+    learn(config, teacher, &Imitate::toy(weights), batches, context)
 }
 
 pub(crate) fn run_toy(config: &LearnConfig) -> Result<(Learned, Vec<HistoryRecord>)> {

@@ -70,7 +70,7 @@ fn parts(n: usize, pieces: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-fn gradients(pieces: usize, threads: usize) -> BatchGradients {
+fn gradients(pieces: usize, lanes: usize, threads: usize) -> BatchGradients {
     let net = Net::new();
     let batch = net.draw(0).unwrap();
     let pool = ThreadPoolBuilder::new()
@@ -78,10 +78,10 @@ fn gradients(pieces: usize, threads: usize) -> BatchGradients {
         .build()
         .unwrap();
     pool.install(|| {
-        Workers::new(pieces)
-            .unwrap()
-            .run(&net, &batch, &parts(BATCH, pieces), &net.vars())
-            .unwrap()
+        let mut workers = Workers::new(lanes, &net.vars()).unwrap();
+        workers.run(&net, &batch, &parts(BATCH, pieces)).unwrap();
+        // Again, so that values left over in the buffers would show.
+        workers.run(&net, &batch, &parts(BATCH, pieces)).unwrap()
     })
 }
 
@@ -96,10 +96,10 @@ fn values(t: &Tensor) -> Vec<f64> {
 
 #[test]
 fn pieces_of_any_size_give_the_gradients_of_the_whole_batch() {
-    let whole = gradients(1, 2);
+    let whole = gradients(1, 1, 2);
     // Three pieces are of 6, 7 and 7 samples: they must not weigh the same.
-    for pieces in [2, 3] {
-        let cut = gradients(pieces, 2);
+    for (pieces, lanes) in [(2, 2), (3, 3), (3, 2), (5, 2), (2, 1)] {
+        let cut = gradients(pieces, lanes, 2);
         assert!((cut.loss - whole.loss).abs() < 1e-6 * whole.loss);
         assert!((cut.norm - whole.norm).abs() < 1e-5 * whole.norm);
         for (i, (a, b)) in whole.grads.iter().zip(&cut.grads).enumerate() {
@@ -132,9 +132,9 @@ fn the_number_of_threads_does_not_show_in_a_single_bit() {
             .map(|t| values(t).iter().map(|v| v.to_bits()).collect())
             .collect()
     };
-    let one = gradients(2, 1);
+    let one = gradients(5, 3, 1);
     for threads in [2, 3, 4, 8] {
-        let more = gradients(2, threads);
+        let more = gradients(5, 3, threads);
         assert_eq!(one.loss.to_bits(), more.loss.to_bits(), "{threads} threads");
         assert_eq!(one.norm.to_bits(), more.norm.to_bits(), "{threads} threads");
         assert!(bits(&one) == bits(&more), "{threads} threads");
@@ -143,7 +143,7 @@ fn the_number_of_threads_does_not_show_in_a_single_bit() {
 
 #[test]
 fn the_norm_is_that_of_all_gradients_in_f64_and_an_untouched_variable_has_zeros() {
-    let got = gradients(2, 2);
+    let got = gradients(2, 2, 2);
     let squares: f64 = got.grads.iter().flat_map(values).map(|v| v * v).sum();
     assert!((got.norm - squares.sqrt()).abs() < 1e-12 * got.norm);
     assert!(got.norm > 0.0);
@@ -188,9 +188,8 @@ impl TrainStep for Odd {
 fn what_goes_wrong_in_a_micro_batch_is_told() {
     let odd = |what| {
         let odd = Odd(Var::ones(2, DType::F32, &CPU).unwrap(), what);
-        let result = Workers::new(2)
-            .unwrap()
-            .run(&odd, &(), &parts(4, 2), &[&odd.0]);
+        let mut workers = Workers::new(2, &[&odd.0]).unwrap();
+        let result = workers.run(&odd, &(), &parts(4, 2));
         result.map(|g| g.loss).map_err(|e| e.to_string())
     };
     assert_eq!(odd("nothing"), Ok(2.0));

@@ -243,3 +243,56 @@ fn the_report_says_what_its_features_are() {
     let text = caveats(&results()).join("\n");
     assert!(text.contains("small classifier") && text.contains("not on Inception"));
 }
+
+#[test]
+fn a_mask_of_another_pattern_is_said_to_have_another_control() {
+    let r = results();
+    for part in ["median random", "every random"] {
+        let both = answers(&r, part);
+        assert!(!both[0].1.contains("drawn from"), "{}", both[0].1);
+        assert!(
+            both[1]
+                .1
+                .contains("drawn from 1:2, this one from another set, 2:4"),
+            "{}",
+            both[1].1
+        );
+    }
+    let said = caveats(&r).join("\n");
+    assert!(
+        said.contains("drawn from 1:2 only. Masks learned with 2:4"),
+        "{said}"
+    );
+    let mut r = results();
+    r.rows.retain(|row| row.pattern.as_deref() != Some("2:4"));
+    assert!(!caveats(&r).join("\n").contains("only. Masks"));
+}
+
+#[test]
+fn the_price_of_a_step_with_a_teacher_is_told() {
+    let mut r = results();
+    let said = caveats(&r).join("\n");
+    assert!(
+        said.contains("took 1.5 times as long as one of fine-tuning (1.5 to 1.5, 3 pairs of rows)"),
+        "{said}"
+    );
+    r.rows.iter_mut().for_each(|row| row.stages.clear());
+    assert!(
+        caveats(&r)
+            .join("\n")
+            .contains("not the same time: with a teacher")
+    );
+}
+
+#[test]
+fn uneven_speeds_of_equal_work_are_told() {
+    let mut r = results();
+    assert!(!caveats(&r).join("\n").contains("uneven"));
+    // Half the steps, or twice the depth, is other work.
+    r.rows.last_mut().unwrap().images_per_second = Some(30.0);
+    let said = caveats(&r).join("\n");
+    assert!(
+        said.contains("30 to 38 images/s with 8 blocks and 25 steps."),
+        "{said}"
+    );
+}

@@ -68,6 +68,8 @@ struct Case {
     batch: usize,
     threads: usize,
     seed: u64,
+    /// Pieces of a training step's batch.
+    micro_batches: usize,
 }
 
 impl Case {

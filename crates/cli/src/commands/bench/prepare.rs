@@ -12,6 +12,7 @@ use tinyfusion::models::{DiTConfig, preset};
 use super::{Case, Kind};
 use crate::commands::{command_line, score::write_selection};
 use crate::model::save_dit;
+use crate::output::say;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -35,6 +36,9 @@ pub(super) struct Args {
     /// Threads (0: one per core)
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Pieces of a training step's batch (0: two per thread)
+    #[arg(long, default_value_t = 0)]
+    micro_batches: usize,
     /// Seed of weights and inputs
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -45,16 +49,21 @@ pub(super) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("batch must be at least 1").into());
     }
     std::fs::create_dir_all(&args.case).map_err(|e| Error::file(&args.case, e))?;
+    let threads = match args.threads {
+        0 => rayon::current_num_threads(),
+        threads => threads,
+    };
+    let pieces = match args.micro_batches {
+        0 => 2 * threads,
+        pieces => pieces,
+    };
     let case = Case {
         kind: args.kind,
         model: args.model.clone(),
         batch: args.batch,
-        threads: if args.threads == 0 {
-            rayon::current_num_threads()
-        } else {
-            args.threads
-        },
+        threads,
         seed: args.seed,
+        micro_batches: pieces.min(args.batch),
     };
     if !matches!(case.kind, Kind::Matmul | Kind::Copy) {
         network(args)?;
@@ -64,7 +73,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     write_atomic(args.case.join("case.json"), |f| {
         f.write_all(text.as_bytes())
     })?;
-    println!("{}", args.case.display());
+    say!("{}", args.case.display())?;
     Ok(())
 }
 

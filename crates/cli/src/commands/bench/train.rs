@@ -36,7 +36,8 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
     let fit = FitConfig {
         steps: ENDLESS,
         batch_size: case.batch,
-        micro_batches: case.threads.min(case.batch),
+        micro_batches: case.micro_batches,
+        lanes: case.threads,
         clip: Some(1.0),
         ema: 0.9999,
         checkpoint_every: ENDLESS,
@@ -48,7 +49,7 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
     let (stop, progress) = (Stop::default(), Progress::hidden());
     let ended = match case.kind {
         Kind::LearnFull | Kind::LearnLora => {
-            let model = DiTModel::load(&folder.join("model"))?;
+            let mut model = DiTModel::load(&folder.join("model"))?;
             let config = LearnConfig {
                 delta: if case.kind == Kind::LearnFull {
                     DeltaW::Full
@@ -62,7 +63,7 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
                 ..LearnConfig::default()
             };
             let teacher = Teacher {
-                weights: &model.weights,
+                weights: std::mem::take(&mut model.weights),
                 is_fixed: &DiTConfig::is_fixed,
                 build: &|weights, scale| DiT::with_lora(&model.config, weights, scale),
             };
@@ -71,11 +72,11 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
                 stop: &stop,
                 progress: &progress,
             };
-            learn(&config, &teacher, &objective(&model)?, batches, context).map(|_| ())
+            learn(&config, teacher, &objective(&model)?, batches, context).map(|_| ())
         }
         _ => {
             let is_kd = case.kind == Kind::MaskedKd;
-            let model = DiTModel::load(&folder.join(if is_kd { "student" } else { "model" }))?;
+            let mut model = DiTModel::load(&folder.join(if is_kd { "student" } else { "model" }))?;
             let teacher = if is_kd {
                 Some(DiTModel::load(&folder.join("model"))?)
             } else {
@@ -104,7 +105,7 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
                 knowledge: is_kd.then(KnowledgeConfig::default),
             };
             let student = Student {
-                weights: &model.weights,
+                weights: std::mem::take(&mut model.weights),
                 build: &|weights| DiT::new(&model.config, weights),
                 is_fixed: &DiTConfig::is_fixed,
             };
@@ -115,7 +116,7 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
             };
             distill(
                 &config,
-                &student,
+                student,
                 knowledge.as_ref(),
                 &objective(&model)?,
                 batches,

@@ -5,6 +5,8 @@ use anyhow::Result;
 use serde_json::json;
 use tinyfusion::core::Error;
 
+use crate::output::say;
+
 /// The conversation of a worker: ready, then one answer per line `step`.
 pub(super) struct Turns {
     lines: Lines<BufReader<Stdin>>,
@@ -23,8 +25,8 @@ impl Turns {
     /// Answers for the repetition that has ended and waits for the next request; false at the end of input.
     pub(super) fn next(&mut self) -> tinyfusion::core::Result<bool> {
         match self.begun.take() {
-            None => println!("{}", json!({ "ready": true })),
-            Some(begun) => println!("{}", json!({ "seconds": begun.elapsed().as_secs_f64() })),
+            None => say!("{}", json!({ "ready": true }))?,
+            Some(begun) => say!("{}", json!({ "seconds": begun.elapsed().as_secs_f64() }))?,
         }
         match self
             .lines

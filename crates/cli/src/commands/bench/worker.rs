@@ -13,6 +13,7 @@ use tinyfusion::nn::ops;
 use super::turns::repeat;
 use super::{Case, Kind, train};
 use crate::model::DiTModel;
+use crate::output::say;
 use crate::resources::peak_rss;
 
 pub(super) fn run(folder: &Path) -> Result<()> {
@@ -27,10 +28,10 @@ pub(super) fn run(folder: &Path) -> Result<()> {
         Kind::Forward => forward(folder)?,
         Kind::Sampling => sampling(folder)?,
         Kind::FineTune | Kind::MaskedKd | Kind::LearnFull | Kind::LearnLora => {
-            train::run(folder, &case)?
+            train::run(folder, &case)?;
         }
     }
-    println!("{}", json!({ "peak_rss_bytes": peak_rss() }));
+    say!("{}", json!({ "peak_rss_bytes": peak_rss() }))?;
     Ok(())
 }
 
@@ -96,7 +97,7 @@ fn forward(folder: &Path) -> Result<()> {
     let (x, y) = (batch.get("x")?, batch.whole("y")?);
     let t = batch.get("t")?.to_dtype(DType::F32)?;
     let mut first = First::of(folder);
-    repeat(|| first.keep(ask(&net, x, &t, &y)?))
+    repeat(|| first.keep(&ask(&net, x, &t, &y)?))
 }
 
 fn sampling(folder: &Path) -> Result<()> {
@@ -117,7 +118,7 @@ fn sampling(folder: &Path) -> Result<()> {
     repeat(|| {
         let output = guidance.guide(x, &times, |x, t| ask(&net, x, t, &doubled))?; // (B, 2·C, H, W)
         let sampled = process.p_sample(&output, x, &t, Clip::Off, Some(noise))?;
-        first.keep(sampled.sample)
+        first.keep(&sampled.sample)
     })
 }
 
@@ -129,7 +130,7 @@ impl<'a> First<'a> {
         Self(Some(folder))
     }
 
-    fn keep(&mut self, output: Tensor) -> Result<()> {
+    fn keep(&mut self, output: &Tensor) -> Result<()> {
         if let Some(folder) = self.0.take() {
             let path = folder.join("ours.safetensors");
             let tensors = HashMap::from([("output", output.contiguous()?)]);

@@ -1,0 +1,326 @@
+//! Gradients summed in place, over the backward passes of as many pieces of a batch as there are.
+//!
+//! candle's own backward starts every gradient as a tensor of zeros and adds each contribution into a new
+//! tensor, so a weight's gradient is written four times and lives twice. Here the products that form the
+//! gradients of linear layers write into one buffer per variable, which is kept from step to step; what else
+//! candle finds is added to the same buffers.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, TensorId, Var, bail};
+
+use crate::kernels::matmul::Into;
+use crate::update::in_chunks;
+
+/// Sums of gradients, one per variable.
+#[derive(Debug, Default)]
+pub struct Gradients {
+    sums: Vec<Sum>,
+    index: HashMap<TensorId, usize>,
+}
+
+#[derive(Debug)]
+struct Sum {
+    var: Var,
+    value: Tensor,
+    /// Whether `value` is of this sum, and not left over from the last.
+    begun: bool,
+}
+
+thread_local! {
+    /// Where the backward pass that runs on this thread puts gradients of variables.
+    static ACTIVE: RefCell<Option<Gradients>> = const { RefCell::new(None) };
+}
+
+impl Gradients {
+    /// A sum for each of `vars`.
+    pub fn new(vars: &[&Var]) -> Result<Self> {
+        let sums = vars
+            .iter()
+            .map(|&var| {
+                Ok(Sum {
+                    var: var.clone(),
+                    value: var.zeros_like()?,
+                    begun: false,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let index = vars.iter().enumerate().map(|(i, v)| (v.id(), i)).collect();
+        Ok(Self { sums, index })
+    }
+
+    /// Begins a new sum in the same buffers.
+    pub fn clear(&mut self) {
+        self.sums.iter_mut().for_each(|s| s.begun = false);
+    }
+
+    /// Adds the gradients of `loss`, a scalar.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
+        let active = Active::enter(std::mem::take(self));
+        let found = loss.backward();
+        *self = active.leave();
+        self.take_from(&mut found?)
+    }
+
+    fn take_from(&mut self, found: &mut GradStore) -> Result<()> {
+        for sum in &mut self.sums {
+            if let Some(gradient) = found.remove(sum.var.as_tensor()) {
+                sum.add(&gradient)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds another sum over the same variables.
+    pub fn add(&mut self, other: &Self) -> Result<()> {
+        if self.sums.len() != other.sums.len() {
+            bail!(
+                "gradients of {} and of {} variables",
+                self.sums.len(),
+                other.sums.len()
+            );
+        }
+        let others = other.sums.iter().filter(|s| s.begun);
+        for theirs in others {
+            let Some(&at) = self.index.get(&theirs.var.id()) else {
+                bail!("gradients of other variables")
+            };
+            self.sums[at].add(&theirs.value)?;
+        }
+        Ok(())
+    }
+
+    /// The sums in the order of the variables; zeros where no gradient came. They are buffers: the next pass
+    /// writes into them.
+    pub fn sums(&mut self) -> Result<Vec<Tensor>> {
+        for sum in &mut self.sums {
+            if !sum.begun {
+                sum.add(&sum.var.zeros_like()?)?;
+            }
+        }
+        Ok(self.sums.iter().map(|s| s.value.clone()).collect())
+    }
+}
+
+impl Sum {
+    fn add(&mut self, gradient: &Tensor) -> Result<()> {
+        let begun = std::mem::replace(&mut self.begun, true);
+        if gradient.dims() != self.value.dims() {
+            bail!(
+                "a gradient {:?} of a variable {:?}",
+                gradient.dims(),
+                self.value.dims()
+            );
+        }
+        if !self.value.device().is_cpu() {
+            self.value = if begun {
+                (&self.value + gradient)?
+            } else {
+                gradient.clone()
+            };
+            return Ok(());
+        }
+        crate::ops::host!(gradient => gradient; mutate(&self.value, |sum| {
+            in_chunks(sum, gradient, |sum, gradient| {
+                if begun {
+                    sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g);
+                } else {
+                    sum.copy_from_slice(gradient);
+                }
+            });
+            Ok(())
+        }))
+    }
+}
+
+/// Lets `write` put the gradient of `var` into its sum, where a pass that sums in place is under way on this
+/// thread and knows the variable; false otherwise.
+pub(crate) fn write_into_sum(var: &Tensor, write: impl FnOnce(&mut [f32], Into)) -> Result<bool> {
+    ACTIVE.with_borrow_mut(|active| {
+        let Some(all) = active else { return Ok(false) };
+        let Some(&at) = all.index.get(&var.id()) else {
+            return Ok(false);
+        };
+        let sum = &mut all.sums[at];
+        let into = if sum.begun {
+            Into::Accumulate
+        } else {
+            Into::Overwrite
+        };
+        sum.begun = true;
+        mutate(&sum.value, |values| {
+            write(values, into);
+            Ok(())
+        })?;
+        Ok(true)
+    })
+}
+
+/// Adds what `found` holds for the variables of the sums that are active on this thread.
+pub(crate) fn add_to_sums(found: &mut GradStore) -> Result<()> {
+    ACTIVE.with_borrow_mut(|active| match active {
+        Some(all) => all.take_from(found),
+        None => bail!("recompute: run the backward pass through tinyfusion_nn::Gradients, which has sums to add to"),
+    })
+}
+
+/// Makes sums the active ones of this thread until it is dropped, also by a panic.
+struct Active;
+
+impl Active {
+    fn enter(sums: Gradients) -> Self {
+        ACTIVE.set(Some(sums));
+        Self
+    }
+
+    fn leave(self) -> Gradients {
+        ACTIVE.take().unwrap_or_default()
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        ACTIVE.set(None);
+    }
+}
+
+/// Gives `change` the values of a contiguous f32 tensor on the CPU, to be changed in place.
+pub(crate) fn mutate(tensor: &Tensor, change: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
+    tensor.inplace_op1(&Mutate(Cell::new(Some(change))))
+}
+
+struct Mutate<F>(Cell<Option<F>>);
+
+impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for Mutate<F> {
+    fn name(&self) -> &'static str {
+        "mutate"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        match (storage, layout.contiguous_offsets(), self.0.take()) {
+            (CpuStorage::F32(values), Some((start, end)), Some(change)) => {
+                change(&mut values[start..end])
+            }
+            _ => bail!("values are changed in place only in a contiguous f32 tensor"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::ops;
+
+    fn var(shape: &[usize], phase: f32) -> Var {
+        let n = shape.iter().product::<usize>();
+        let values: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7 + phase).sin()).collect();
+        Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap()
+    }
+
+    /// A weight that is used twice, a bias, a table that candle differentiates itself, and one that is not used.
+    fn loss(vars: &[Var], x: &Tensor) -> Tensor {
+        let h = ops::linear_gelu(x, &vars[0], &vars[1]).unwrap();
+        let h = ops::linear(&h, &vars[0], None).unwrap();
+        h.broadcast_mul(&vars[2])
+            .unwrap()
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+    }
+
+    fn vars() -> Vec<Var> {
+        vec![
+            var(&[5, 5], 0.0),
+            var(&[5], 1.0),
+            var(&[5], 2.0),
+            var(&[2], 3.0),
+        ]
+    }
+
+    #[test]
+    fn sums_are_those_of_candles_own_backward() {
+        let vars = vars();
+        let mut sums = Gradients::new(&vars.iter().collect::<Vec<_>>()).unwrap();
+        // Twice, so that left-over values would show.
+        for round in 0..2 {
+            sums.clear();
+            let pieces = [var(&[4, 5], 4.0 + round as f32), var(&[3, 5], 5.0)];
+            let mut want: Vec<Tensor> = vars.iter().map(|v| v.zeros_like().unwrap()).collect();
+            for x in &pieces {
+                let x = x.as_detached_tensor();
+                sums.backward(&loss(&vars, &x)).unwrap();
+                let store = loss(&vars, &x).backward().unwrap();
+                for (want, var) in want.iter_mut().zip(&vars) {
+                    if let Some(g) = store.get(var) {
+                        *want = (&*want + g).unwrap();
+                    }
+                }
+            }
+            for (got, want) in sums.sums().unwrap().iter().zip(&want) {
+                let apart = (got - want).unwrap().abs().unwrap().max_all().unwrap();
+                let size = want
+                    .abs()
+                    .unwrap()
+                    .max_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap();
+                assert!(
+                    apart.to_scalar::<f32>().unwrap() <= 1e-6 * size,
+                    "{got} {want}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn two_sums_add_up_and_an_unused_variable_has_zeros() {
+        let vars = vars();
+        let refs: Vec<&Var> = vars.iter().collect();
+        let (mut a, mut b) = (
+            Gradients::new(&refs).unwrap(),
+            Gradients::new(&refs).unwrap(),
+        );
+        let x = var(&[4, 5], 4.0).as_detached_tensor();
+        a.backward(&loss(&vars, &x)).unwrap();
+        b.backward(&loss(&vars, &x)).unwrap();
+        let alone = b.sums().unwrap();
+        a.add(&b).unwrap();
+        for (both, one) in a.sums().unwrap().iter().zip(&alone) {
+            let apart = (both - (one * 2.0).unwrap())
+                .unwrap()
+                .abs()
+                .unwrap()
+                .max_all()
+                .unwrap();
+            assert_eq!(apart.to_scalar::<f32>().unwrap(), 0.0);
+        }
+        assert_eq!(a.sums().unwrap()[3].to_vec1::<f32>().unwrap(), [0.0; 2]);
+        let other = var(&[2], 0.0);
+        assert!(a.add(&Gradients::new(&[&other]).unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_failed_pass_leaves_nothing_active() {
+        let vars = vars();
+        let mut sums = Gradients::new(&[&vars[0]]).unwrap();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _active = Active::enter(std::mem::take(&mut sums));
+            panic!("in the middle");
+        }));
+        assert!(outcome.is_err());
+        assert!(!write_into_sum(&vars[0], |_, _| {}).unwrap());
+    }
+
+    #[test]
+    fn only_contiguous_f32_is_changed_in_place() {
+        let t = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
+        assert!(mutate(&t.t().unwrap(), |_| Ok(())).is_err());
+        assert!(mutate(&t.to_dtype(DType::F64).unwrap(), |_| Ok(())).is_err());
+    }
+}
