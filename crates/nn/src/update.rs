@@ -28,18 +28,18 @@ pub struct Parameter {
     pub m: Var,
     /// Second moment.
     pub v: Var,
-    /// Exponential moving average of the parameter.
-    pub average: Var,
+    /// Exponential moving average of the parameter, if one is wanted.
+    pub average: Option<Var>,
 }
 
 impl Parameter {
-    /// Moments at 0, the average at the parameter.
+    /// Moments at 0, an average at the parameter.
     pub fn new(var: Var) -> Result<Self> {
         let zeros = var.zeros_like()?;
         Ok(Self {
             m: Var::from_tensor(&zeros)?,
             v: Var::from_tensor(&zeros)?,
-            average: Var::from_tensor(&var.as_detached_tensor())?,
+            average: Some(Var::from_tensor(&var.as_detached_tensor())?),
             var,
         })
     }
@@ -65,7 +65,10 @@ impl AdamW {
             ("gradient", grad.dims()),
             ("m", at.m.dims()),
             ("v", at.v.dims()),
-            ("average", at.average.dims()),
+            (
+                "average",
+                at.average.as_ref().map_or(at.var.dims(), |a| a.dims()),
+            ),
         ] {
             // Values are paired one by one, so another size would be cut without a word.
             if dims != at.var.dims() {
@@ -83,6 +86,9 @@ impl AdamW {
             let update = (m.as_tensor() / c1)?.div(&denom)?;
             let kept = (var.as_tensor() * (1.0 - self.lr * self.weight_decay))?;
             var.set(&(kept - (update * self.lr)?)?)?;
+            let Some(average) = average else {
+                return Ok(());
+            };
             let away = (var.as_tensor() - average.as_tensor())?;
             return average.set(&(average.as_tensor() + (away * (1.0 - decay))?)?);
         }
@@ -96,10 +102,16 @@ impl AdamW {
             eps: self.eps as f32,
             share: (1.0 - decay) as f32,
         };
-        host!(grad => grad; mutate(var, |p| mutate(m, |m| mutate(v, |v| mutate(average, |average| {
-            pass.over(p, grad, m, v, average);
-            Ok(())
-        })))))
+        host!(grad => grad; mutate(var, |p| mutate(m, |m| mutate(v, |v| match average {
+            None => {
+                pass.over(p, grad, m, v);
+                Ok(())
+            }
+            Some(average) => mutate(average, |average| {
+                pass.over_with_average(p, grad, m, v, average);
+                Ok(())
+            }),
+        }))))
     }
 }
 
@@ -119,21 +131,19 @@ struct Pass {
 impl Pass {
     /// Small parameters, which are most of a network's, stay on this thread: handing them out would take longer than
     /// the work.
-    fn over(&self, p: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], average: &mut [f32]) {
+    fn over(&self, p: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
         if p.len() <= GRAIN {
-            return self.piece(p, grad, m, v, average);
+            return self.piece(p, grad, m, v);
         }
-        let state = m
-            .par_chunks_mut(GRAIN)
-            .zip(v.par_chunks_mut(GRAIN))
-            .zip(average.par_chunks_mut(GRAIN));
+        let moments = m.par_chunks_mut(GRAIN).zip(v.par_chunks_mut(GRAIN));
         p.par_chunks_mut(GRAIN)
             .zip(grad.par_chunks(GRAIN))
-            .zip(state)
-            .for_each(|((p, grad), ((m, v), average))| self.piece(p, grad, m, v, average));
+            .zip(moments)
+            .for_each(|((p, grad), (m, v))| self.piece(p, grad, m, v));
     }
 
-    fn piece(
+    /// The same, and the average follows while the new values are at hand.
+    fn over_with_average(
         &self,
         p: &mut [f32],
         grad: &[f32],
@@ -141,8 +151,23 @@ impl Pass {
         v: &mut [f32],
         average: &mut [f32],
     ) {
+        let both = |p: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], a: &mut [f32]| {
+            self.piece(p, grad, m, v);
+            self.follow(a, p);
+        };
+        if p.len() <= GRAIN {
+            return both(p, grad, m, v, average);
+        }
+        let moments = m.par_chunks_mut(GRAIN).zip(v.par_chunks_mut(GRAIN));
+        p.par_chunks_mut(GRAIN)
+            .zip(grad.par_chunks(GRAIN))
+            .zip(moments.zip(average.par_chunks_mut(GRAIN)))
+            .for_each(|((p, grad), ((m, v), average))| both(p, grad, m, v, average));
+    }
+
+    fn piece(&self, p: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
         let n = p.len();
-        let (grad, m, v, average) = (&grad[..n], &mut m[..n], &mut v[..n], &mut average[..n]);
+        let (grad, m, v) = (&grad[..n], &mut m[..n], &mut v[..n]);
         simd(
             #[inline(always)]
             || {
@@ -154,7 +179,17 @@ impl Pass {
                     v[i] = self.v.0 * v[i] + self.v.1 * (g * g);
                     p[i] = self.keep * p[i]
                         - self.step * m[i] / (v[i].sqrt() / self.root_c2 + self.eps);
-                    average[i] += self.share * (p[i] - average[i]);
+                }
+            },
+        );
+    }
+
+    fn follow(&self, average: &mut [f32], p: &[f32]) {
+        simd(
+            #[inline(always)]
+            || {
+                for (a, p) in average.iter_mut().zip(p) {
+                    *a += self.share * (p - *a);
                 }
             },
         );
@@ -241,7 +276,7 @@ mod tests {
             adamw.step(&p, &g, t as u64 + 1, clip, decay).unwrap();
         }
         let got = p.var.to_vec1::<f32>().unwrap();
-        let averages = p.average.to_vec1::<f32>().unwrap();
+        let averages = p.average.as_ref().unwrap().to_vec1::<f32>().unwrap();
         for i in 0..3 {
             let (mut w, mut m, mut v) = (f64::from(start[i]), 0.0, 0.0);
             let mut average = w;
@@ -300,13 +335,17 @@ mod tests {
         };
         let start = Tensor::new(&[0.3f32, -7.0], &Device::Cpu).unwrap();
         let p = Parameter::new(Var::from_tensor(&start).unwrap()).unwrap();
-        p.average.set(&(&start * 2.0).unwrap()).unwrap();
+        p.average
+            .as_ref()
+            .unwrap()
+            .set(&(&start * 2.0).unwrap())
+            .unwrap();
         let zero = start.zeros_like().unwrap();
         for t in 0..200_000 {
             adamw.step(&p, &zero, t + 1, 1.0, 0.9999).unwrap();
         }
         let (average, value) = (
-            p.average.to_vec1::<f32>().unwrap(),
+            p.average.as_ref().unwrap().to_vec1::<f32>().unwrap(),
             start.to_vec1::<f32>().unwrap(),
         );
         for (a, v) in average.iter().zip(&value) {
@@ -358,7 +397,7 @@ mod tests {
             "{error}"
         );
         let mixed = Parameter {
-            average: t(4),
+            average: Some(t(4)),
             ..whole
         };
         assert!(adamw.step(&mixed, t(3).as_tensor(), 1, 1.0, 0.5).is_err());

@@ -59,7 +59,8 @@ where
     // No weight decay, as in the reference. The clip runs over both groups together.
     let mut groups = vec![group("mask", config.mask_lr, variables.logits)?];
     if !variables.weights.is_empty() {
-        groups.push(group("delta", config.lr, variables.weights)?);
+        // The update is thrown away with the run: nobody asks for its average.
+        groups.push(group("delta", config.lr, variables.weights)?.without_averages());
     }
     let step = LearnStep {
         config,

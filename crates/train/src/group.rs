@@ -61,16 +61,24 @@ impl ParamGroup {
         }
     }
 
+    /// Without averages, for parameters whose last value is all that is wanted: a quarter less memory.
+    #[must_use]
+    pub fn without_averages(mut self) -> Self {
+        self.params.iter_mut().for_each(|p| p.at.average = None);
+        self
+    }
+
     /// The variables, in order.
     pub fn vars(&self) -> impl Iterator<Item = &Var> {
         self.params.iter().map(|p| &p.at.var)
     }
 
-    /// The exponential moving averages by name. They share storage with the group: later steps move them.
+    /// The exponential moving averages by name, of the parameters that have one. They share storage with the group:
+    /// later steps move them.
     pub fn averages(&self) -> StateDict {
         self.params
             .iter()
-            .map(|p| (p.name.clone(), p.at.average.as_detached_tensor()))
+            .filter_map(|p| Some((p.name.clone(), p.at.average.as_ref()?.as_detached_tensor())))
             .collect()
     }
 
@@ -95,7 +103,9 @@ impl ParamGroup {
     fn export(&self, into: &mut Snapshot) {
         for p in &self.params {
             into.model.insert(&p.name, p.at.var.as_detached_tensor());
-            into.ema.insert(&p.name, p.at.average.as_detached_tensor());
+            if let Some(average) = &p.at.average {
+                into.ema.insert(&p.name, average.as_detached_tensor());
+            }
             into.optimizer
                 .insert(format!("m.{}", p.name), p.at.m.as_detached_tensor());
             into.optimizer
@@ -108,7 +118,9 @@ impl ParamGroup {
     pub(crate) fn import(&self, from: &Snapshot) -> Result<()> {
         for p in &self.params {
             p.at.var.set(from.model.require(&p.name)?)?;
-            p.at.average.set(from.ema.require(&p.name)?)?;
+            if let Some(average) = &p.at.average {
+                average.set(from.ema.require(&p.name)?)?;
+            }
             p.at.m
                 .set(from.optimizer.require(&format!("m.{}", p.name))?)?;
             p.at.v
