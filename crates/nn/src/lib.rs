@@ -2,6 +2,7 @@
 
 mod gradients;
 mod kernels;
+mod lanes;
 pub mod layers;
 pub mod ops;
 mod recompute;
@@ -10,5 +11,6 @@ mod scope;
 pub mod update;
 
 pub use gradients::Gradients;
+pub use lanes::Lanes;
 pub use recompute::recompute;
 pub use scope::Scope;

@@ -1,11 +1,9 @@
-use std::any::Any;
 use std::ops::Range;
 
 use candle_core::{Tensor, Var};
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use tinyfusion_core::{Error, Result};
-use tinyfusion_nn::Gradients;
 use tinyfusion_nn::update::sum_of_squares;
+use tinyfusion_nn::{Gradients, Lanes};
 
 use crate::{StepLoss, TrainStep};
 
@@ -25,35 +23,24 @@ struct Part {
     scalars: Vec<(&'static str, f64)>,
 }
 
-/// Thread pools on which pieces of a batch run side by side, with buffers for their gradients.
+/// Pieces of a batch side by side, with buffers for their gradients.
 ///
-/// Much of a small model's step is memory-bound single-threaded work inside candle, so two half batches on
-/// two cores beat one whole batch that forks at every operation. Pieces are dealt out to *lanes*, each with its own
-/// sums; how many lanes there are is a setting, and how many of them run at once is the machine's business, so the
-/// result does not depend on the machine.
+/// Pieces are dealt out to *lanes*, each with its own sums. How many lanes there are is a setting, and how many of
+/// them run at once is the machine's business, so the result does not depend on the machine.
 pub(crate) struct Workers {
-    pools: Vec<ThreadPool>,
-    lanes: Vec<Gradients>,
+    lanes: Lanes,
+    sums: Vec<Gradients>,
 }
 
 impl Workers {
     pub(crate) fn new(lanes: usize, vars: &[&Var]) -> Result<Self> {
-        let cores = rayon::current_num_threads();
-        let workers = lanes.clamp(1, cores);
-        let pools = (0..workers)
-            .map(|_| {
-                ThreadPoolBuilder::new()
-                    .num_threads((cores / workers).max(1))
-                    // candle sorts the graph by recursion: deep networks need room.
-                    .stack_size(64 << 20)
-                    .build()
-                    .map_err(|e| Error::run(format!("no worker threads: {e}")))
-            })
-            .collect::<Result<_>>()?;
-        let lanes = (0..lanes.max(1))
+        let sums = (0..lanes.max(1))
             .map(|_| Ok(Gradients::new(vars)?))
             .collect::<Result<_>>()?;
-        Ok(Self { pools, lanes })
+        Ok(Self {
+            lanes: Lanes::new(lanes)?,
+            sums,
+        })
     }
 
     /// Mean loss over all samples of `parts` and its gradients; piece i is of lane i mod lanes.
@@ -64,40 +51,28 @@ impl Workers {
         parts: &[Range<usize>],
     ) -> Result<BatchGradients> {
         let total = parts.iter().map(Range::len).sum::<usize>() as f64;
-        let lanes = self.lanes.len();
-        let mut done: Vec<Result<Vec<Part>>> = Vec::with_capacity(lanes);
-        for (wave, sums) in self.lanes.chunks_mut(self.pools.len()).enumerate() {
-            let first = wave * self.pools.len();
-            done.extend(std::thread::scope(|scope| {
-                let handles: Vec<_> = sums
-                    .iter_mut()
-                    .zip(&self.pools)
-                    .enumerate()
-                    .map(|(i, (sums, pool))| {
-                        let own = parts.iter().skip(first + i).step_by(lanes);
-                        scope.spawn(move || pool.install(|| lane(step, batch, own, total, sums)))
-                    })
-                    .collect();
-                handles
-                    .into_iter()
-                    .map(|h| h.join().unwrap_or_else(|panic| Err(panicked(&*panic))))
-                    .collect::<Vec<_>>()
-            }));
-        }
+        let count = self.sums.len();
+        let work = |(i, sums)| {
+            lane(
+                step,
+                batch,
+                parts.iter().skip(i).step_by(count),
+                total,
+                sums,
+            )
+        };
+        let done = self
+            .lanes
+            .run(self.sums.iter_mut().enumerate().collect(), work)?;
         let mut whole: Option<Part> = None;
-        for part in done
-            .into_iter()
-            .collect::<Result<Vec<_>>>()?
-            .into_iter()
-            .flatten()
-        {
+        for part in done.into_iter().flatten() {
             whole = Some(match whole {
                 None => part,
                 Some(sum) => add(sum, part)?,
             });
         }
         let Part { loss, scalars } = whole.ok_or_else(|| Error::run("an empty batch"))?;
-        let Some((sum, others)) = self.lanes.split_first_mut() else {
+        let Some((sum, others)) = self.sums.split_first_mut() else {
             return Err(Error::run("no lanes"));
         };
         for other in others {
@@ -158,15 +133,6 @@ fn add(mut a: Part, b: Part) -> Result<Part> {
         x.1 += y.1;
     }
     Ok(a)
-}
-
-fn panicked(payload: &(dyn Any + Send)) -> Error {
-    let text = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
-    Error::run(format!("a worker thread panicked: {text}"))
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@ pub(crate) fn probes(
             batch: 1,
             contenders: vec![Contender::Ours, Contender::Eager],
             goals: Goals::default(),
+            micro_batches: None,
             seconds: 0.0,
         };
         let tick = |share: f64| progress.tick(share);
@@ -79,6 +80,7 @@ pub(crate) fn compared(
         threads,
         depth: None,
         input_size: None,
+        micro_batches: case.micro_batches,
     };
     let whole = lab.prepare(&case.name, &setting)?;
     let contenders = lab.present(&case.contenders);
@@ -205,6 +207,7 @@ pub(crate) fn scaled(
             threads: pick("threads", limits.threads),
             depth: Some(pick("depth", preset.depth)),
             input_size: Some(pick("tokens", preset.input_size)),
+            micro_batches: None,
         }
     };
     let name = scaling_name(kind, over);

@@ -37,6 +37,8 @@ pub(crate) struct Setting {
     pub(crate) threads: usize,
     pub(crate) depth: Option<usize>,
     pub(crate) input_size: Option<usize>,
+    /// Pieces of our training step's batch.
+    pub(crate) micro_batches: Option<usize>,
 }
 
 /// A prepared case; its files are removed when it is dropped (gigabytes, and a command makes them again).
@@ -213,7 +215,11 @@ impl Setting {
             "--threads",
             &self.threads.to_string(),
         ]);
-        for (flag, value) in [("--depth", self.depth), ("--input-size", self.input_size)] {
+        for (flag, value) in [
+            ("--depth", self.depth),
+            ("--input-size", self.input_size),
+            ("--micro-batches", self.micro_batches),
+        ] {
             if let Some(value) = value {
                 args.extend([flag.to_string(), value.to_string()]);
             }
@@ -251,6 +257,7 @@ mod tests {
             threads: 2,
             depth: None,
             input_size: None,
+            micro_batches: None,
         };
         let line = |s: &Setting| s.args(Path::new("runs/x")).join(" ");
         let plain = "bench prepare runs/x --kind fine-tune --model DiT-S/2 --batch 8 --threads 2";
@@ -299,6 +306,7 @@ mod tests {
             threads: 1,
             depth: None,
             input_size: None,
+            micro_batches: None,
         };
         let cases = ["a", "b"].map(|name| lab.prepare(name, &setting).unwrap());
         let entries: Vec<Entry<'_>> = cases

@@ -41,6 +41,9 @@ pub(crate) struct Case {
     pub(crate) contenders: Vec<Contender>,
     #[serde(default)]
     pub(crate) goals: Goals,
+    /// Pieces into which our training step cuts its batch: fewer are faster, more take less memory. Default: two per
+    /// thread.
+    pub(crate) micro_batches: Option<usize>,
     /// Expected on two cores at the preset's rounds, for the progress bar.
     pub(crate) seconds: f64,
 }

@@ -3,7 +3,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
-use rayon::prelude::*;
 use serde_json::json;
 use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::core::Error;
@@ -11,6 +10,7 @@ use tinyfusion::data::Source;
 use tinyfusion::data::shapes::{Shapes, ShapesConfig, Split};
 use tinyfusion::fid::{self, FeatureMatrix, Splits};
 use tinyfusion::models::{Classifier, ClassifierConfig};
+use tinyfusion::nn::Lanes;
 use tinyfusion::train::Stop;
 
 use crate::classifier::accuracy;
@@ -286,10 +286,7 @@ impl Judge<'_> {
             Ok(features)
         };
         let starts: Vec<usize> = (0..n).step_by(BATCH).collect();
-        let parts: Vec<Tensor> = starts
-            .par_iter()
-            .map(|&s| one(s))
-            .collect::<tinyfusion::core::Result<_>>()?;
+        let parts = Lanes::new(starts.len())?.run(starts, one)?;
         progress.finish();
         Ok(Tensor::cat(&parts, 0)?)
     }

@@ -4,7 +4,6 @@ use std::time::Instant;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
-use rayon::prelude::*;
 use serde_json::json;
 use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::core::{Error, LatentQuery, Plan, StepRng, run as run_plan, stream};
@@ -14,6 +13,7 @@ use tinyfusion::diffusion::{
     Clip, DdimConfig, DiffusionConfig, GaussianDiffusion, Guidance, GuidedChannels, Respacing,
 };
 use tinyfusion::models::DiT;
+use tinyfusion::nn::Lanes;
 use tinyfusion::train::{Progress, Stop};
 
 use crate::model::DiTModel;
@@ -178,10 +178,9 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let started = Instant::now();
     let batches: Vec<usize> = (0..args.count).step_by(args.batch_size).collect();
     // Batches side by side, one a core: candle's own operations use one core each.
-    let samples: Vec<Tensor> = batches
-        .par_iter()
-        .map(|&start| job.draw(start, (start + args.batch_size).min(args.count)))
-        .collect::<tinyfusion::core::Result<_>>()?;
+    let samples = Lanes::new(batches.len())?.run(batches, |start| {
+        job.draw(start, (start + args.batch_size).min(args.count))
+    })?;
     let seconds = started.elapsed().as_secs_f64();
     job.progress.finish();
     write(&job, &Tensor::cat(&samples, 0)?, seconds)?; // (N, C, H, W)

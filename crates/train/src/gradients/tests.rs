@@ -1,4 +1,5 @@
 use candle_core::{DType, Device};
+use rayon::ThreadPoolBuilder;
 use tinyfusion_core::StepRng;
 use tinyfusion_nn::ops::{gelu_tanh, layer_norm, linear};
 

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -8,7 +9,7 @@ use serde_json::json;
 use tinyfusion::core::{Error, LatentQuery, Plan, run as run_plan};
 use tinyfusion::diffusion::{Clip, GaussianDiffusion, Guidance, GuidedChannels};
 use tinyfusion::models::DiT;
-use tinyfusion::nn::ops;
+use tinyfusion::nn::{Lanes, ops};
 
 use super::turns::repeat;
 use super::{Case, Kind, train};
@@ -81,6 +82,29 @@ impl Batch {
     }
 }
 
+/// [`ask`] in as many pieces as there are threads, side by side, as `tinyfusion sample` runs its batches.
+fn ask_side_by_side(
+    lanes: &Lanes,
+    net: &DiT,
+    x: &Tensor,
+    t: &Tensor,
+    y: &[u32],
+) -> tinyfusion::core::Result<Tensor> {
+    let (rows, pieces) = (y.len(), rayon::current_num_threads().min(y.len()));
+    let ranges = (0..pieces)
+        .map(|i| rows * i / pieces..rows * (i + 1) / pieces)
+        .collect();
+    let outputs = lanes.run(ranges, |r: Range<usize>| {
+        ask(
+            net,
+            &x.narrow(0, r.start, r.len())?,
+            &t.narrow(0, r.start, r.len())?,
+            &y[r],
+        )
+    })?;
+    Ok(Tensor::cat(&outputs, 0)?)
+}
+
 /// The network on rows x (B, C, H, W), t and y (B,).
 fn ask(net: &DiT, x: &Tensor, t: &Tensor, y: &[u32]) -> tinyfusion::core::Result<Tensor> {
     let query = LatentQuery {
@@ -97,7 +121,8 @@ fn forward(folder: &Path) -> Result<()> {
     let (x, y) = (batch.get("x")?, batch.whole("y")?);
     let t = batch.get("t")?.to_dtype(DType::F32)?;
     let mut first = First::of(folder);
-    repeat(|| first.keep(&ask(&net, x, &t, &y)?))
+    let lanes = Lanes::new(rayon::current_num_threads())?;
+    repeat(|| first.keep(&ask_side_by_side(&lanes, &net, x, &t, &y)?))
 }
 
 fn sampling(folder: &Path) -> Result<()> {
@@ -115,8 +140,11 @@ fn sampling(folder: &Path) -> Result<()> {
         channels: GuidedChannels::FirstThree,
     };
     let mut first = First::of(folder);
+    let lanes = Lanes::new(rayon::current_num_threads())?;
     repeat(|| {
-        let output = guidance.guide(x, &times, |x, t| ask(&net, x, t, &doubled))?; // (B, 2·C, H, W)
+        let output = guidance.guide(x, &times, |x, t| {
+            ask_side_by_side(&lanes, &net, x, t, &doubled)
+        })?; // (B, 2·C, H, W)
         let sampled = process.p_sample(&output, x, &t, Clip::Off, Some(noise))?;
         first.keep(&sampled.sample)
     })
