@@ -60,10 +60,13 @@ impl FitOptions {
 
     /// The flags over `defaults`.
     pub(crate) fn fit(&self, defaults: &FitConfig) -> FitConfig {
+        let batch_size = self.batch_size.unwrap_or(defaults.batch_size);
+        // A small batch has fewer pieces, unless so many were asked for: then it is a mistake.
+        let pieces = defaults.micro_batches.min(batch_size.max(1));
         FitConfig {
             steps: self.steps.unwrap_or(defaults.steps),
-            batch_size: self.batch_size.unwrap_or(defaults.batch_size),
-            micro_batches: self.micro_batches.unwrap_or(defaults.micro_batches),
+            batch_size,
+            micro_batches: self.micro_batches.unwrap_or(pieces),
             lanes: self.lanes.unwrap_or(defaults.lanes),
             clip: match self.clip {
                 Some(0.0) => None,

@@ -123,8 +123,27 @@ fn norms_agree() {
 
 #[test]
 fn attention_agrees() {
-    for (b, t, heads, e) in [(1, 1, 1, 4), (2, 7, 3, 5), (3, 64, 4, 16), (1, 100, 2, 32)] {
-        agree(&[&[b, t, 3 * heads * e]], |x| ops::attention(&x[0], heads));
+    // Fewer samples than threads and more; tokens below, at and above the rows of a block.
+    for (b, t, heads, e) in [
+        (1, 1, 1, 4),
+        (2, 7, 3, 5),
+        (3, 64, 4, 16),
+        (1, 100, 2, 32),
+        (3, 130, 2, 8),
+    ] {
+        let mut bits = Vec::new();
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| {
+                agree(&[&[b, t, 3 * heads * e]], |x| ops::attention(&x[0], heads));
+                let out = ops::attention(&random(&[b, t, 3 * heads * e], 3), heads).unwrap();
+                bits.push(flat(&out).iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+            });
+        }
+        assert!(bits.iter().all(|b| *b == bits[0]), "threads do not show");
     }
 }
 

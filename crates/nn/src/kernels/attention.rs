@@ -3,6 +3,10 @@ use rayon::prelude::*;
 use super::matmul::{Into, Mat, matmul};
 use super::{dot, exp, simd, sum, unwritten};
 
+/// Query rows worked on at a time. The T×T matrix is never there: only this many of its rows, which stay in the
+/// cache (128 rows of 256 values are 128 KiB).
+const ROWS: usize = 128;
+
 /// Sizes of a packed qkv (B, T, 3, H, E) with E values per head.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
@@ -19,31 +23,40 @@ impl Shape {
     fn scale(&self) -> f32 {
         1.0 / (self.e as f32).sqrt()
     }
-    /// Rows of `part` (0 = q, 1 = k, 2 = v) of one head: a (T, E) view into one sample's (T, 3, H, E).
-    fn head<'a>(&self, qkv: &'a [f32], part: usize, head: usize) -> Mat<'a> {
-        Mat::strided(
-            &qkv[self.at(part, head)..],
-            self.t,
-            self.e,
-            3 * self.width(),
-        )
+    /// `rows` rows from `first` of `part` (0 = q, 1 = k, 2 = v) of one head, as a view into one sample's (T, 3, H, E).
+    fn part<'a>(
+        &self,
+        qkv: &'a [f32],
+        part: usize,
+        head: usize,
+        first: usize,
+        rows: usize,
+    ) -> Mat<'a> {
+        let stride = 3 * self.width();
+        let at = first * stride + part * self.width() + head * self.e;
+        Mat::strided(&qkv[at..], rows, self.e, stride)
     }
-    fn at(&self, part: usize, head: usize) -> usize {
-        part * self.width() + head * self.e
+    /// The whole (T, E) of a part.
+    fn whole<'a>(&self, qkv: &'a [f32], part: usize, head: usize) -> Mat<'a> {
+        self.part(qkv, part, head, 0, self.t)
+    }
+    /// Blocks of query rows: (first, rows).
+    fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.t)
+            .step_by(ROWS)
+            .map(move |first| (first, ROWS.min(self.t - first)))
+    }
+    /// Values of a block of probabilities.
+    fn block_len(&self) -> usize {
+        ROWS.min(self.t) * self.t
     }
 }
 
-/// p (T, T) ← softmax over the last axis of scale·q·kᵀ, for one head.
+/// p (rows, T) ← softmax over the last axis of scale·q·kᵀ, for the query rows from `first`.
 #[inline(always)]
-fn probabilities(p: &mut [f32], qkv: &[f32], head: usize, s: Shape) {
-    matmul(
-        p,
-        s.t,
-        Into::Overwrite,
-        s.scale(),
-        s.head(qkv, 0, head),
-        s.head(qkv, 1, head).t(),
-    );
+fn probabilities(p: &mut [f32], qkv: &[f32], head: usize, (first, rows): (usize, usize), s: Shape) {
+    let (q, k) = (s.part(qkv, 0, head, first, rows), s.whole(qkv, 1, head));
+    matmul(p, s.t, Into::Overwrite, s.scale(), q, k.t());
     simd(
         #[inline(always)]
         || {
@@ -70,88 +83,160 @@ fn probabilities(p: &mut [f32], qkv: &[f32], head: usize, s: Shape) {
     );
 }
 
-/// softmax(q·kᵀ/√E)·v for every head: qkv (B, T, 3, H, E) → (B, T, H·E).
-///
-/// The T×T matrix exists for one head at a time; backward computes it again.
-pub(crate) fn attention(qkv: &[f32], s: Shape) -> Vec<f32> {
-    let (t, d) = (s.t, s.width());
-    let mut out = unwritten(qkv.len() / 3);
-    out.par_chunks_mut(t * d)
-        .zip(qkv.par_chunks(3 * t * d))
-        .for_each_init(
-            || unwritten(t * t),
-            |p, (out, qkv)| {
-                for h in 0..s.heads {
-                    probabilities(p, qkv, h, s);
-                    matmul(
-                        &mut out[h * s.e..],
-                        d,
-                        Into::Overwrite,
-                        1.0,
-                        Mat::new(p, t, t),
-                        s.head(qkv, 2, h),
-                    );
-                }
-            },
+/// out (T, E), its rows `stride` apart, of one head of one sample. `p` is scratch of [`Shape::block_len`].
+fn head_forward(out: &mut [f32], stride: usize, qkv: &[f32], head: usize, s: Shape, p: &mut [f32]) {
+    for (first, rows) in s.blocks() {
+        let p = &mut p[..rows * s.t];
+        probabilities(p, qkv, head, (first, rows), s);
+        let (p, v) = (Mat::new(p, rows, s.t), s.whole(qkv, 2, head));
+        matmul(
+            &mut out[first * stride..],
+            stride,
+            Into::Overwrite,
+            1.0,
+            p,
+            v,
         );
-    out
+    }
 }
 
-/// Gradient of [`attention`] for the packed qkv.
+/// dQ, dK, dV (T, E) of one head of one sample, at `at` in `d` with rows `stride` apart; dO likewise (T, E) in `dout`.
 ///
 /// With P the probabilities, O = P·V and S the scaled scores: dV = Pᵀ·dO, dP = dO·Vᵀ,
 /// dS = P∘(dP − rowsum(P∘dP)), dQ = dS·K/√E, dK = dSᵀ·Q/√E.
-pub(crate) fn attention_backward(dout: &[f32], qkv: &[f32], s: Shape) -> Vec<f32> {
-    let (t, d) = (s.t, s.width());
-    let mut dqkv = unwritten(qkv.len());
-    dqkv.par_chunks_mut(3 * t * d)
-        .zip(qkv.par_chunks(3 * t * d))
-        .zip(dout.par_chunks(t * d))
-        .for_each_init(
-            || (unwritten(t * t), unwritten(t * t)),
-            |(p, dp), ((dqkv, qkv), dout)| {
-                for h in 0..s.heads {
-                    let do_h = Mat::strided(&dout[h * s.e..], t, s.e, d);
-                    probabilities(p, qkv, h, s);
-                    matmul(
-                        &mut dqkv[s.at(2, h)..],
-                        3 * d,
-                        Into::Overwrite,
-                        1.0,
-                        Mat::new(p, t, t).t(),
-                        do_h,
-                    );
-                    matmul(dp, t, Into::Overwrite, 1.0, do_h, s.head(qkv, 2, h).t());
-                    simd(
-                        #[inline(always)]
-                        || {
-                            for (dp, p) in dp.chunks_exact_mut(t).zip(p.chunks_exact(t)) {
-                                let mean = dot(dp, p);
-                                for i in 0..t {
-                                    dp[i] = p[i] * (dp[i] - mean);
-                                }
-                            }
-                        },
-                    );
-                    let ds = Mat::new(dp, t, t);
-                    matmul(
-                        &mut dqkv[s.at(0, h)..],
-                        3 * d,
-                        Into::Overwrite,
-                        s.scale(),
-                        ds,
-                        s.head(qkv, 1, h),
-                    );
-                    matmul(
-                        &mut dqkv[s.at(1, h)..],
-                        3 * d,
-                        Into::Overwrite,
-                        s.scale(),
-                        ds.t(),
-                        s.head(qkv, 0, h),
-                    );
+fn head_backward(
+    (d, at, stride): (&mut [f32], [usize; 3], usize),
+    dout: &[f32],
+    qkv: &[f32],
+    head: usize,
+    s: Shape,
+    (p, dp): (&mut [f32], &mut [f32]),
+) {
+    for (first, rows) in s.blocks() {
+        let (p, dp) = (&mut p[..rows * s.t], &mut dp[..rows * s.t]);
+        let into = if first == 0 {
+            Into::Overwrite
+        } else {
+            Into::Accumulate
+        };
+        let do_rows = Mat::strided(
+            &dout[first * s.width() + head * s.e..],
+            rows,
+            s.e,
+            s.width(),
+        );
+        probabilities(p, qkv, head, (first, rows), s);
+        matmul(
+            &mut d[at[2]..],
+            stride,
+            into,
+            1.0,
+            Mat::new(p, rows, s.t).t(),
+            do_rows,
+        );
+        matmul(
+            dp,
+            s.t,
+            Into::Overwrite,
+            1.0,
+            do_rows,
+            s.whole(qkv, 2, head).t(),
+        );
+        simd(
+            #[inline(always)]
+            || {
+                for (dp, p) in dp.chunks_exact_mut(s.t).zip(p.chunks_exact(s.t)) {
+                    let mean = dot(dp, p);
+                    for i in 0..s.t {
+                        dp[i] = p[i] * (dp[i] - mean);
+                    }
                 }
             },
         );
+        let ds = Mat::new(dp, rows, s.t);
+        let dq = &mut d[at[0] + first * stride..];
+        matmul(
+            dq,
+            stride,
+            Into::Overwrite,
+            s.scale(),
+            ds,
+            s.whole(qkv, 1, head),
+        );
+        let q = s.part(qkv, 0, head, first, rows);
+        matmul(&mut d[at[1]..], stride, into, s.scale(), ds.t(), q);
+    }
+}
+
+/// softmax(q·kᵀ/√E)·v for every head: qkv (B, T, 3, H, E) → (B, T, H·E).
+///
+/// Samples run in parallel; where there are more threads than samples, heads do, each into a buffer of its own.
+pub(crate) fn attention(qkv: &[f32], s: Shape) -> Vec<f32> {
+    let (t, e, d) = (s.t, s.e, s.width());
+    let mut out = unwritten(qkv.len() / 3);
+    let samples = out.par_chunks_mut(t * d).zip(qkv.par_chunks(3 * t * d));
+    if rayon::current_num_threads() <= samples.len() {
+        samples.for_each_init(
+            || unwritten(s.block_len()),
+            |p, (out, qkv)| {
+                for h in 0..s.heads {
+                    head_forward(&mut out[h * e..], d, qkv, h, s, p);
+                }
+            },
+        );
+        return out;
+    }
+    samples.for_each(|(out, qkv)| {
+        let heads = (0..s.heads).into_par_iter().map(|h| {
+            let mut own = unwritten(t * e);
+            head_forward(&mut own, e, qkv, h, s, &mut unwritten(s.block_len()));
+            own
+        });
+        for (h, own) in heads.collect::<Vec<_>>().iter().enumerate() {
+            put_head(out, d, h * e, own, e);
+        }
+    });
+    out
+}
+
+/// Gradient of [`attention`] for the packed qkv. Probabilities are computed again.
+pub(crate) fn attention_backward(dout: &[f32], qkv: &[f32], s: Shape) -> Vec<f32> {
+    let (t, e, d) = (s.t, s.e, s.width());
+    let mut dqkv = unwritten(qkv.len());
+    let samples = dqkv
+        .par_chunks_mut(3 * t * d)
+        .zip(qkv.par_chunks(3 * t * d))
+        .zip(dout.par_chunks(t * d));
+    let scratch = || (unwritten(s.block_len()), unwritten(s.block_len()));
+    if rayon::current_num_threads() <= samples.len() {
+        samples.for_each_init(scratch, |(p, dp), ((dqkv, qkv), dout)| {
+            for h in 0..s.heads {
+                let at = [0, 1, 2].map(|part| part * d + h * e);
+                head_backward((dqkv, at, 3 * d), dout, qkv, h, s, (p, dp));
+            }
+        });
+        return dqkv;
+    }
+    samples.for_each(|((dqkv, qkv), dout)| {
+        let heads = (0..s.heads).into_par_iter().map(|h| {
+            let mut own = unwritten(3 * t * e); // (3, T, E)
+            let (mut p, mut dp) = scratch();
+            let at = [0, t * e, 2 * t * e];
+            head_backward((&mut own, at, e), dout, qkv, h, s, (&mut p, &mut dp));
+            own
+        });
+        for (h, own) in heads.collect::<Vec<_>>().iter().enumerate() {
+            for (part, own) in own.chunks_exact(t * e).enumerate() {
+                put_head(dqkv, 3 * d, part * d + h * e, own, e);
+            }
+        }
+    });
     dqkv
+}
+
+/// Copies rows of `e` values to column `at` of rows of `stride` values.
+fn put_head(to: &mut [f32], stride: usize, at: usize, own: &[f32], e: usize) {
+    for (to, own) in to.chunks_exact_mut(stride).zip(own.chunks_exact(e)) {
+        to[at..at + e].copy_from_slice(own);
+    }
 }
