@@ -5,6 +5,7 @@ mod bench;
 mod ci;
 mod files;
 mod layers;
+mod machine;
 mod pretrain;
 mod report;
 mod reproduce;

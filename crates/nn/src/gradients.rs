@@ -138,41 +138,50 @@ impl Sum {
 /// Lets `write` put the gradient of `var` into its sum, where a pass that sums in place is under way on this
 /// thread and knows the variable; false otherwise.
 pub(crate) fn write_into_sum(var: &Tensor, write: impl FnOnce(&mut [f32], Into)) -> Result<bool> {
-    ACTIVE.with_borrow_mut(|active| {
-        let Some(all) = active else { return Ok(false) };
-        let Some(&at) = all.index.get(&var.id()) else {
-            return Ok(false);
-        };
-        let sum = &mut all.sums[at];
-        let into = if sum.begun {
-            Into::Accumulate
-        } else {
-            Into::Overwrite
-        };
-        sum.begun = true;
-        mutate(&sum.value, |values| {
-            write(values, into);
-            Ok(())
-        })?;
-        Ok(true)
-    })
+    // Only looked up under the borrow: what waits for other threads in `write` may be given another pass to run.
+    let found = ACTIVE.with_borrow_mut(|active| {
+        let all = active.as_mut()?;
+        let sum = &mut all.sums[*all.index.get(&var.id())?];
+        let begun = std::mem::replace(&mut sum.begun, true);
+        Some((sum.value.clone(), begun))
+    });
+    let Some((sum, begun)) = found else {
+        return Ok(false);
+    };
+    let into = if begun {
+        Into::Accumulate
+    } else {
+        Into::Overwrite
+    };
+    mutate(&sum, |values| {
+        write(values, into);
+        Ok(())
+    })?;
+    Ok(true)
 }
 
 /// Adds what `found` holds for the variables of the sums that are active on this thread.
 pub(crate) fn add_to_sums(found: &mut GradStore) -> Result<()> {
-    ACTIVE.with_borrow_mut(|active| match active {
-        Some(all) => all.take_from(found),
-        None => bail!("recompute: run the backward pass through tinyfusion_nn::Gradients, which has sums to add to"),
-    })
+    let Some(mut all) = ACTIVE.take() else {
+        bail!(
+            "recompute: run the backward pass through tinyfusion_nn::Gradients, which has sums to add to"
+        )
+    };
+    let taken = all.take_from(found);
+    ACTIVE.set(Some(all));
+    taken
 }
 
-/// Makes sums the active ones of this thread until it is dropped, also by a panic.
-struct Active;
+/// Makes sums the active ones of this thread until it is dropped, also by a panic; then those before it are again.
+struct Active {
+    before: Option<Gradients>,
+}
 
 impl Active {
     fn enter(sums: Gradients) -> Self {
-        ACTIVE.set(Some(sums));
-        Self
+        Self {
+            before: ACTIVE.replace(Some(sums)),
+        }
     }
 
     fn leave(self) -> Gradients {
@@ -182,7 +191,7 @@ impl Active {
 
 impl Drop for Active {
     fn drop(&mut self) {
-        ACTIVE.set(None);
+        ACTIVE.set(self.before.take());
     }
 }
 
@@ -315,6 +324,33 @@ mod tests {
         }));
         assert!(outcome.is_err());
         assert!(!write_into_sum(&vars[0], |_, _| {}).unwrap());
+    }
+
+    #[test]
+    fn a_pass_within_a_pass_keeps_its_own_sums() {
+        let (vars, x) = (vars(), var(&[4, 5], 4.0).as_detached_tensor());
+        let refs: Vec<&Var> = vars.iter().collect();
+        let (mut alone, mut inner) = (
+            Gradients::new(&refs).unwrap(),
+            Gradients::new(&refs).unwrap(),
+        );
+        alone.backward(&loss(&vars, &x)).unwrap();
+        let outer = Active::enter(Gradients::new(&refs).unwrap());
+        inner.backward(&loss(&vars, &x)).unwrap();
+        let mut outer = outer.leave();
+        let zero = |t: &Tensor| {
+            t.abs()
+                .unwrap()
+                .max_all()
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap()
+                == 0.0
+        };
+        assert!(outer.sums().unwrap().iter().all(zero));
+        for (a, b) in alone.sums().unwrap().iter().zip(&inner.sums().unwrap()) {
+            assert!(zero(&(a - b).unwrap()));
+        }
     }
 
     #[test]

@@ -18,12 +18,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::files;
+use crate::machine::Machine;
 use crate::reproduce::{Paths, driver, file_of, say};
 use cases::{compared, probes, scaled, scaling_name, scalings};
 use measure::Lab;
 use preset::Preset;
 use progress::Progress;
-use results::{Machine, Results};
+use results::Results;
 
 /// Options of `bench`.
 #[derive(clap::Args)]

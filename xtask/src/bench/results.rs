@@ -1,11 +1,11 @@
 //! What was measured: the content of `bench.json`.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
 use serde::Serialize;
 
 use super::preset::{Contender, Goals, Kind};
+use crate::machine::Machine;
 
 /// Everything.
 #[derive(Debug, Clone, Serialize)]
@@ -194,46 +194,6 @@ pub(crate) fn judge(goals: &Goals, comparisons: &[Comparison]) -> Vec<GoalResult
         }));
     }
     judged
-}
-
-/// Where it was measured.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Machine {
-    pub(crate) cpu: String,
-    pub(crate) cores: usize,
-    pub(crate) os: String,
-    pub(crate) rustc: Option<String>,
-    pub(crate) git_commit: Option<String>,
-    /// Whether the working tree differed from that commit.
-    pub(crate) git_dirty: Option<bool>,
-    pub(crate) binary_sha256: String,
-}
-
-impl Machine {
-    pub(crate) fn of_here(binary_sha256: &str) -> Self {
-        let line = |file: &str, key: &str| -> Option<String> {
-            let text = std::fs::read_to_string(file).ok()?;
-            let line = text.lines().find(|l| l.starts_with(key))?;
-            let value = line.split_once([':', '='])?.1;
-            Some(value.trim().trim_matches('"').to_string())
-        };
-        let output = |program: &str, args: &[&str]| -> Option<String> {
-            let out = Command::new(program).args(args).output().ok()?;
-            let text = String::from_utf8_lossy(&out.stdout).trim().to_string();
-            out.status.success().then_some(text)
-        };
-        Self {
-            cpu: line("/proc/cpuinfo", "model name")
-                .unwrap_or_else(|| std::env::consts::ARCH.into()),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            os: line("/etc/os-release", "PRETTY_NAME")
-                .unwrap_or_else(|| std::env::consts::OS.into()),
-            rustc: output("rustc", &["--version"]),
-            git_commit: output("git", &["rev-parse", "HEAD"]),
-            git_dirty: output("git", &["status", "--porcelain"]).map(|s| !s.is_empty()),
-            binary_sha256: binary_sha256.into(),
-        }
-    }
 }
 
 #[cfg(test)]

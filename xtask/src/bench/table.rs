@@ -200,7 +200,7 @@ fn conditions(results: &Results) -> String {
     }
     format!(
         "Measured on: {}, {} cores, {}; {} threads, {} rounds; peak {:.1} GFLOP/s, copy {:.1} GB/s (read and written); {}.",
-        m.cpu,
+        m.cpu.as_deref().unwrap_or("an unnamed processor"),
         m.cores,
         m.os,
         results.threads,

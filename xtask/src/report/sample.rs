@@ -1,6 +1,7 @@
 //! Made-up results for tests.
 
-use crate::reproduce::{Aggregate, Cost, Machine, Recovery, ResultRow, Results};
+use crate::machine::Machine;
+use crate::reproduce::{Aggregate, Cost, Recovery, ResultRow, Results};
 
 fn row(
     id: &str,

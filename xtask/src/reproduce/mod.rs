@@ -19,7 +19,7 @@ pub(crate) use plan::{model_files, say, strings};
 pub(crate) use preset::{file_of, flags};
 pub(crate) use progress::{Progress, duration};
 #[cfg(test)]
-pub(crate) use rows::{Aggregate, Cost, Machine};
+pub(crate) use rows::{Aggregate, Cost};
 pub(crate) use rows::{ResultRow, Results, Spread};
 use stage::Failed;
 pub(crate) use stage::{Driver, Interrupted, catch_interrupts};

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
@@ -14,6 +13,7 @@ use super::preset::Preset;
 use super::stage::Driver;
 use super::vocabulary::{Failure, Plan, Recovery, Row};
 use crate::files;
+use crate::machine::Machine;
 
 /// Everything that the experiment found: the content of `results.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -179,55 +179,6 @@ impl Aggregate {
             accuracy: over(&|r| r.accuracy),
             images_per_second: over(&|r| r.images_per_second),
         })
-    }
-}
-
-/// Where the numbers come from.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Machine {
-    pub(crate) cpu: Option<String>,
-    pub(crate) cores: usize,
-    pub(crate) memory_bytes: Option<u64>,
-    pub(crate) os: String,
-    pub(crate) rustc: Option<String>,
-    pub(crate) git_commit: Option<String>,
-    /// Whether the working tree differed from that commit.
-    pub(crate) git_dirty: Option<bool>,
-    pub(crate) binary_sha256: String,
-}
-
-impl Machine {
-    fn of_here(binary_sha256: &str) -> Self {
-        let proc = |file: &str, key: &str| -> Option<String> {
-            let text = std::fs::read_to_string(file).ok()?;
-            let line = text.lines().find(|l| l.starts_with(key))?;
-            Some(
-                line.split_once([':', '='])?
-                    .1
-                    .trim()
-                    .trim_matches('"')
-                    .to_string(),
-            )
-        };
-        let output = |program: &str, args: &[&str]| -> Option<String> {
-            let out = Command::new(program).args(args).output().ok()?;
-            out.status
-                .success()
-                .then(|| String::from_utf8_lossy(&out.stdout).trim().to_string())
-        };
-        let memory = proc("/proc/meminfo", "MemTotal");
-        Self {
-            cpu: proc("/proc/cpuinfo", "model name"),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: memory
-                .and_then(|m| Some(m.trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)),
-            os: proc("/etc/os-release", "PRETTY_NAME")
-                .unwrap_or_else(|| std::env::consts::OS.into()),
-            rustc: output("rustc", &["--version"]),
-            git_commit: output("git", &["rev-parse", "HEAD"]),
-            git_dirty: output("git", &["status", "--porcelain"]).map(|s| !s.is_empty()),
-            binary_sha256: binary_sha256.into(),
-        }
     }
 }
 
@@ -433,12 +384,5 @@ mod tests {
             (Some(7), Some(8))
         );
         assert_eq!(number(&value, "heads"), None);
-    }
-
-    #[test]
-    fn the_machine_is_described() {
-        let machine = Machine::of_here("abc");
-        assert!(machine.cores > 0 && !machine.os.is_empty());
-        assert!(machine.rustc.is_some_and(|r| r.starts_with("rustc ")));
     }
 }
