@@ -62,6 +62,8 @@ fn settings_that_make_no_sense() {
         "--steps 0",
         "--batch-size 0",
         "--delta full --lora-rank 4",
+        "--lora-rank 1000000000000000000",
+        "--batch-size 1000000000",
         "--lr -1",
         "--tau-to 0",
         "--ema 1.5",

@@ -162,11 +162,13 @@ impl LearnConfig {
                 ));
             }
         }
+        // Far above any rank that is low, and far below one that no machine holds.
+        const HIGHEST_RANK: usize = 4096;
         if let DeltaW::Lora { rank, alpha, .. } = self.delta
-            && (rank == 0 || !positive(alpha))
+            && (!(1..=HIGHEST_RANK).contains(&rank) || !positive(alpha))
         {
             return fail(format!(
-                "LoRA of rank {rank} with α = {alpha}, both must be above 0"
+                "LoRA of rank {rank} with α = {alpha}: a rank from 1 to {HIGHEST_RANK} and an α above 0 are expected"
             ));
         }
         if self.history_every == 0 {

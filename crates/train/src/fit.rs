@@ -90,6 +90,14 @@ impl FitConfig {
         if self.steps == 0 || self.batch_size == 0 || self.micro_batches == 0 || self.lanes == 0 {
             return fail("steps, batch-size, micro-batches and lanes must be at least 1".into());
         }
+        // Above it, a slip of the keyboard is likelier than a wish.
+        const LARGEST_BATCH: usize = 1 << 20;
+        if self.batch_size > LARGEST_BATCH {
+            return fail(format!(
+                "a batch of {}; at most {LARGEST_BATCH} are taken",
+                self.batch_size
+            ));
+        }
         if self.micro_batches > self.batch_size {
             return fail(format!(
                 "{} micro-batches of a batch of {}",
