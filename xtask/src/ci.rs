@@ -40,7 +40,7 @@ impl Check {
     }
 }
 
-/// The checks. All but one use the release profile, so that the dependencies are built once.
+/// The checks. All of them use the release profile, so that the dependencies are built once.
 fn checks(nextest: bool) -> Vec<Check> {
     let tests: &[&str] = if nextest {
         &["nextest", "run", "--release", "--workspace"]
@@ -73,8 +73,6 @@ fn checks(nextest: bool) -> Vec<Check> {
             env: Some(("RUSTDOCFLAGS", "-D warnings")),
         },
         Check::Smoke,
-        // The crate with `unsafe` in its kernels once more, with debug assertions.
-        Check::cargo(&["test", "--profile", "checked", "-p", "tinyfusion-nn"]),
     ]
 }
 
@@ -134,14 +132,12 @@ mod tests {
                 "--doc",
                 "cargo doc",
                 "reproduce --preset smoke",
-                "--profile checked",
             ];
             assert_eq!(lines.len(), order.len());
             for (line, part) in lines.iter().zip(order) {
                 assert!(line.contains(part), "{line}");
                 let builds = line.starts_with("cargo ") || line.starts_with("RUSTDOCFLAGS");
-                let own =
-                    line.contains("fmt") || line.contains("xtask") || line.contains("checked");
+                let own = line.contains("fmt") || line.contains("xtask");
                 assert!(own || (builds && line.contains("--release")), "{line}");
             }
             assert!(lines[2].ends_with("-- -D warnings"));
