@@ -24,7 +24,7 @@ pub(crate) struct FitOptions {
     /// Pieces worked on side by side, as far as there are cores
     #[arg(long)]
     lanes: Option<usize>,
-    /// Keep of every block only its input, and compute it again for its backward: a third more time, less memory
+    /// Keep of every block only its input, and compute it again for its backward: less memory, for one more forward
     #[arg(long)]
     pub(crate) recompute: bool,
     /// Peak learning rate of the weights

@@ -276,7 +276,7 @@ impl DiT {
     }
 
     /// The same network, whose blocks keep nothing for their backward but their input and run once more there
-    /// (activation checkpointing): same gradients, a third more time, much less memory.
+    /// (activation checkpointing): same gradients, for the time of one more forward.
     #[must_use]
     pub fn recomputing(self, recomputing: bool) -> Self {
         Self {
