@@ -169,6 +169,91 @@ fn a_folder_with_another_run_is_not_touched() {
 }
 
 #[test]
+fn what_stands_somewhere_is_not_overwritten() {
+    let place = Place::with_teacher();
+    let weights = place.bytes("teacher/model/model.safetensors");
+    let training = "--steps 2 --batch-size 4";
+    // A run in a model's folder, an export over another model, a selection over another and into a model.
+    for line in [
+        format!("distill teacher/model teacher/model {training}"),
+        format!("distill teacher/model out {training} --export teacher/model"),
+        "score teacher/model teacher/model --criterion oracle".into(),
+    ] {
+        place.fails(2, &line);
+        assert!(!place.path("out").exists());
+        assert_eq!(weights, place.bytes("teacher/model/model.safetensors"));
+        assert!(!place.path("teacher/model/selection.json").exists());
+    }
+    let random = "score teacher/model chosen --criterion random --seed";
+    place.ok(&format!("{random} 1"));
+    place.ok(&format!("{random} 1"));
+    let selection = place.text("chosen/selection.json");
+    let error = place.fails(
+        2,
+        "score teacher/model chosen --criterion random --pattern 2:4",
+    );
+    assert!(error.contains("chosen/selection.json"), "{error}");
+    assert_eq!(selection, place.text("chosen/selection.json"));
+
+    // Its own export may be repeated, another's only when asked.
+    let export = format!("distill teacher/model out {training} --export half");
+    place.ok(&export);
+    place.ok(&export);
+    let other = format!("distill teacher/model out2 {training} --seed 5 --export half");
+    place.fails(2, &other);
+    place.ok(&format!("{other} --overwrite"));
+}
+
+#[test]
+fn a_run_that_learned_nothing_fails() {
+    let place = Place::with_teacher();
+    for line in [
+        "distill teacher/model out --steps 8 --batch-size 4 --lr 1e30",
+        "learn teacher/model out2 --steps 8 --batch-size 4 --lr 1e30 --delta full",
+    ] {
+        let error = place.fails(1, line);
+        assert!(error.contains("steps were skipped"), "{error}");
+    }
+    assert!(!place.path("out/model").exists() && !place.path("out2/selection.json").exists());
+}
+
+#[test]
+fn inspect_compares_the_weights_with_their_description() {
+    let place = Place::with_teacher();
+    let (config, weights) = (
+        "teacher/model/config.json",
+        "teacher/model/model.safetensors",
+    );
+    let right = place.json(config);
+    for (key, value) in [
+        ("depth", 3.into()),
+        ("hidden_size", 32.into()),
+        ("dept", 4.into()),
+    ] {
+        let mut wrong: serde_json::Value = right.clone();
+        wrong["model"][key] = value;
+        std::fs::write(place.path(config), wrong.to_string()).unwrap();
+        place.fails(1, "inspect teacher/model");
+        place.fails(1, "inspect teacher/model --json");
+    }
+    std::fs::write(place.path(config), right.to_string()).unwrap();
+    place.ok("inspect teacher/model");
+    let mut bytes = place.bytes(weights);
+    let last = bytes.len() - 3;
+    bytes[last] ^= 0x40;
+    std::fs::write(place.path(weights), bytes).unwrap();
+    let error = place.fails(1, "inspect teacher/model");
+    assert!(error.contains("SHA-256"), "{error}");
+}
+
+#[test]
+fn the_folder_of_a_run_is_not_the_model_in_it() {
+    let place = Place::with_teacher();
+    let error = place.fails(1, "sample teacher out --count 1 --steps 1");
+    assert!(error.contains("did you mean teacher/model?"), "{error}");
+}
+
+#[test]
 fn damaged_checkpoints() {
     let place = Place::with_teacher();
     let weights = place.bytes("teacher/model/model.safetensors");

@@ -188,6 +188,25 @@ fn a_cut_lays_its_selection_beside_the_model() {
     for key in ["kept", "criterion", "pattern"] {
         assert_eq!(trained[key], record("cut")[key], "{key}");
     }
+    // It lies beside the recovered model too, for a second recovery; another mask's does not fit.
+    assert_eq!(
+        place.text("student/model/selection.json"),
+        place.text("cut/selection.json")
+    );
+    place.ok(&format!("distill student/model second {flags}"));
+    std::fs::write(
+        place.path("other.json"),
+        place.text("cut/selection.json").replace("3\n  ]", "2\n  ]"),
+    )
+    .unwrap();
+    let error = place.fails(
+        2,
+        &format!("distill cut wrong {flags} --selection other.json"),
+    );
+    assert!(
+        error.contains("[0, 3]") && error.contains("[0, 2]"),
+        "{error}"
+    );
     // Finished: run again, it only exports.
     place.ok(&format!("distill cut student {flags} --export half"));
     assert!(place.ok("inspect half --tensors").contains("F16"));
@@ -420,6 +439,16 @@ fn every_command_explains_itself() {
             "{command} --help shows an example:\n{help}"
         );
     }
+    // What happens without flags stands in the help.
+    for (command, setting) in [
+        ("learn", "mask-lr = 0.005"),
+        ("distill", "alpha-kd = "),
+        ("pretrain", "steps = 20000"),
+    ] {
+        let help = place.ok(&format!("{command} --help"));
+        assert!(help.contains(setting), "{command}: {setting}\n{help}");
+    }
+    assert_eq!(place.ok("--version").split(' ').next(), Some("tinyfusion"));
     assert!(place.ok("models").contains("DiT-XL/2"));
     place.ok(&format!("pretrain t --steps 2 {TINY}"));
     let seen = place.ok("inspect t/model");

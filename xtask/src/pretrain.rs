@@ -146,7 +146,9 @@ fn training(
 fn exporting(trained: &Stage, target: &Path) -> Stage {
     let mut stage = trained.clone();
     stage.name = trained.name.replace("/pretrain", "/export");
-    stage.args.extend(strings(&["--export", &say(target)]));
+    stage
+        .args
+        .extend(strings(&["--export", &say(target), "--overwrite"]));
     stage.inputs = trained
         .outputs
         .iter()
@@ -194,7 +196,7 @@ mod tests {
             "{line}"
         );
         assert!(
-            line.contains("--seed 1 ") && line.ends_with("--export assets/teacher"),
+            line.contains("--seed 1 ") && line.ends_with("--export assets/teacher --overwrite"),
             "{line}"
         );
         assert_eq!(line.matches("--seed").count(), 1);
@@ -216,7 +218,7 @@ mod tests {
         assert_eq!(all.len(), 4);
         let line = all[3].args.join(" ");
         assert!(
-            line.starts_with("pretrain ") && line.ends_with("--export assets/teacher"),
+            line.starts_with("pretrain ") && line.ends_with("--export assets/teacher --overwrite"),
             "{line}"
         );
     }

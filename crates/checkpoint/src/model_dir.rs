@@ -212,9 +212,16 @@ pub(crate) fn read_config(dir: &Path) -> Result<ConfigFile> {
     }
     let path = dir.join(CONFIG_FILE);
     let text = fs::read(&path).map_err(|e| {
+        // The folder of a training run is easily taken for the model that it made.
+        let inner = dir.join("model");
+        let hint = if inner.join(CONFIG_FILE).is_file() {
+            format!("; did you mean {}?", inner.display())
+        } else {
+            String::new()
+        };
         Error::file(
             &path,
-            format!("could not be read: {e}; every model directory has one"),
+            format!("could not be read: {e}; every model directory has one{hint}"),
         )
     })?;
     serde_json::from_slice(&text)

@@ -9,6 +9,7 @@ mod resources;
 mod settings;
 mod training_data;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,7 +24,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Make a trained diffusion transformer twice as shallow and nearly as good.
 #[derive(Parser)]
-#[command(version, about, arg_required_else_help = true, args_override_self = true, after_help = commands::EXAMPLES)]
+#[command(name = "tinyfusion", version, about, arg_required_else_help = true, args_override_self = true, after_help = commands::EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: commands::Command,
@@ -58,7 +59,8 @@ fn main() -> ExitCode {
             std::process::exit(130);
         }
         tracing::warn!(
-            "stopping at the next step (a training run writes a checkpoint); once more to stop at once"
+            "stopping as soon as what is begun is done (training: after a micro-batch, with a checkpoint); once more to \
+             stop at once"
         );
         on_signal.request();
     });
@@ -126,6 +128,7 @@ fn log_to_stderr(verbose: u8, quiet: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .log_internal_errors(false) // they would be printed to where nothing can be
         .with_target(false)
         .init();

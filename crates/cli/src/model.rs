@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::Device;
 use serde_json::{Value, json};
 use tinyfusion::checkpoint::{DTypePolicy, Provenance, load_model_dir, save_model_dir};
-use tinyfusion::core::{Error, StateDict};
+use tinyfusion::core::{Error, ParamSpec, StateDict};
 use tinyfusion::diffusion::{DiffusionConfig, GaussianDiffusion};
 use tinyfusion::models::{Classifier, ClassifierConfig, DiT, DiTConfig};
 
@@ -40,7 +40,8 @@ impl DiTModel {
             return Err(Error::file(
                 path,
                 format!(
-                    "config.json: the diffusion ({:?}) needs {outputs} output channels, the model has {} (learn_sigma = {})",
+                    "config.json: the diffusion ({:?}) needs {outputs} output channels, the model has {} (learn_sigma = {}); \
+                     a network without learned σ needs \"diffusion\": {{\"variance\": \"fixed_large\"}} or \"fixed_small\" in its config.json",
                     diffusion.variance,
                     config.out_channels(),
                     config.learn_sigma
@@ -70,6 +71,25 @@ impl DiTModel {
     pub(crate) fn description(config: &DiTConfig, diffusion: &DiffusionConfig) -> Result<Value> {
         Ok(json!({ "architecture": DIT, "model": config, "diffusion": diffusion }))
     }
+}
+
+/// The tensors of the network that a `config.json` describes, or nothing where it is of a family that this program
+/// does not know.
+pub(crate) fn expected_tensors(path: &Path, config: &Value) -> Result<Option<Vec<ParamSpec>>> {
+    let named = config.get("architecture").and_then(Value::as_str);
+    Ok(match named {
+        Some(DIT) => {
+            let config: DiTConfig = section(path, config, DIT, "model")?;
+            config.validate().map_err(|e| Error::file(path, e))?;
+            Some(config.params())
+        }
+        Some(CLASSIFIER) => {
+            let config: ClassifierConfig = section(path, config, CLASSIFIER, "model")?;
+            config.validate().map_err(|e| Error::file(path, e))?;
+            Some(config.params())
+        }
+        _ => None,
+    })
 }
 
 /// Writes a DiT's model directory.

@@ -1,4 +1,12 @@
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tinyfusion::checkpoint::{DTypePolicy, inspect};
+use tinyfusion::core::{Error, Result};
 use tinyfusion::train::{FitConfig, LrSchedule};
+
+use crate::commands::command_line;
 
 /// A number flag that is finite.
 pub(crate) fn finite(text: &str) -> std::result::Result<f64, String> {
@@ -9,8 +17,61 @@ pub(crate) fn finite(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-/// The flags of the training loop, shared by every command that trains.
+/// Where a trained model goes beside the run's own folder.
 #[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ExportOptions {
+    /// Also write the model, in 16 bits, into this folder
+    #[arg(long, value_name = "FOLDER")]
+    export: Option<PathBuf>,
+    /// Replace what another command wrote into that folder
+    #[arg(long, requires = "export")]
+    overwrite: bool,
+}
+
+impl ExportOptions {
+    /// An error where the folder holds what this command did not write: asked before the training, not after it.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Some(folder) = self.export.as_ref().filter(|_| !self.overwrite) else {
+            return Ok(());
+        };
+        let is_empty = match std::fs::read_dir(folder) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(e) if e.kind() == ErrorKind::NotFound => true,
+            Err(e) => return Err(Error::file(folder, e)),
+        };
+        let is_own = || {
+            let found = inspect(folder).ok()?.provenance?.command?;
+            Some(found == command_line())
+        };
+        if is_empty || is_own() == Some(true) {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "{}: the export would replace what stands there; use a new folder, or pass --overwrite",
+            folder.display()
+        )))
+    }
+
+    /// The folders of a finished run's model and the types of its weights there.
+    pub(crate) fn places(&self, run: &Path) -> Vec<(PathBuf, DTypePolicy)> {
+        let own = (run.join("model"), DTypePolicy::F32);
+        let exported = self.export.iter().map(|e| (e.clone(), DTypePolicy::F16));
+        std::iter::once(own).chain(exported).collect()
+    }
+}
+
+/// What stands under a command's help: its settings where no flag is given, under the names of a run's config.toml.
+pub(crate) fn defaults_text(settings: &impl Serialize) -> String {
+    let text = toml::to_string(settings).unwrap_or_default();
+    let lines = text.lines().filter(|l| !l.is_empty());
+    lines.fold(
+        "Settings without flags, as a run's config.toml records them:".to_string(),
+        |all, line| format!("{all}\n  {line}"),
+    )
+}
+
+/// The flags of the training loop, shared by every command that trains.
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct FitOptions {
     /// Training steps
     #[arg(long)]

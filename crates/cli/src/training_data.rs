@@ -16,7 +16,7 @@ pub(crate) const SHAPES_SEED: u64 = 0;
 pub(crate) const MOST_IMAGES: u64 = 10_000_000;
 
 /// The flag that says what a model is trained or judged on.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct DataOptions {
     /// `shapes` (the embedded set, the default), a packed .safetensors file, or a folder of images by class.
     /// Only `shapes` has a held-out part of its own; files and folders are taken as they are
@@ -25,11 +25,6 @@ pub(crate) struct DataOptions {
 }
 
 impl DataOptions {
-    /// The embedded set.
-    pub(crate) fn shapes() -> Self {
-        Self { data: None }
-    }
-
     pub(crate) fn name(&self) -> &str {
         self.data.as_deref().unwrap_or("shapes")
     }

@@ -18,4 +18,4 @@ pub use plan::{BlockPlan, Plan, Trace, run, run_exact};
 pub use rng::{StepRng, stream};
 pub use selection::{Group, GroupDecision, Selection};
 pub use stack::{BlockCall, BlockStack, LatentBatch, LatentQuery, Rows, TokenQuery, walk};
-pub use state_dict::{ParamSpec, StateDict};
+pub use state_dict::{ParamSpec, StateDict, check_shapes};

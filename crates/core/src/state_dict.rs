@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Tensor, Var};
 
@@ -107,42 +107,46 @@ impl StateDict {
         Ok(vars)
     }
 
-    /// Checks names and shapes against `expected`; one error lists everything missing, unexpected
-    /// and mismatched.
+    /// Checks names and shapes against `expected`; one error lists what is missing, unexpected and mismatched.
     pub fn check(&self, expected: &[ParamSpec]) -> Result<()> {
-        let mut problems = Vec::new();
-        for spec in expected {
-            match self.get(&spec.name) {
-                None => problems.push(format!("missing `{}` {:?}", spec.name, spec.shape)),
-                Some(t) if t.dims() != spec.shape.as_slice() => problems.push(format!(
-                    "`{}` has shape {:?}, expected {:?}",
-                    spec.name,
-                    t.dims(),
-                    spec.shape
-                )),
-                Some(_) => {}
-            }
-        }
-        let known: std::collections::BTreeSet<&str> =
-            expected.iter().map(|s| s.name.as_str()).collect();
-        problems.extend(
-            self.names()
-                .filter(|n| !known.contains(n))
-                .map(|n| format!("unexpected `{n}`")),
-        );
-        if problems.is_empty() {
-            return Ok(());
-        }
-        const SHOWN: usize = 8;
-        let more = problems.len().saturating_sub(SHOWN);
-        let mut text = problems[..problems.len().min(SHOWN)].join("; ");
-        if more > 0 {
-            text += &format!("; and {more} more");
-        }
-        Err(Error::usage(format!(
-            "the weights do not fit the network: {text}"
-        )))
+        let found = self.0.iter().map(|(k, t)| (k.as_str(), t.dims()));
+        check_shapes(&found.collect(), expected)
     }
+}
+
+/// Compares the names and shapes `found`, of tensors that need not be in memory, with those that a network expects; one
+/// error lists what is missing, unexpected and mismatched.
+pub fn check_shapes(found: &BTreeMap<&str, &[usize]>, expected: &[ParamSpec]) -> Result<()> {
+    let mut problems = Vec::new();
+    for spec in expected {
+        match found.get(spec.name.as_str()) {
+            None => problems.push(format!("missing `{}` {:?}", spec.name, spec.shape)),
+            Some(dims) if *dims != spec.shape.as_slice() => problems.push(format!(
+                "`{}` has shape {dims:?}, expected {:?}",
+                spec.name, spec.shape
+            )),
+            Some(_) => {}
+        }
+    }
+    let known: BTreeSet<&str> = expected.iter().map(|s| s.name.as_str()).collect();
+    problems.extend(
+        found
+            .keys()
+            .filter(|n| !known.contains(*n))
+            .map(|n| format!("unexpected `{n}`")),
+    );
+    if problems.is_empty() {
+        return Ok(());
+    }
+    const SHOWN: usize = 8;
+    let more = problems.len().saturating_sub(SHOWN);
+    let mut text = problems[..problems.len().min(SHOWN)].join("; ");
+    if more > 0 {
+        text += &format!("; and {more} more");
+    }
+    Err(Error::usage(format!(
+        "the weights do not fit the network: {text}"
+    )))
 }
 
 impl FromIterator<(String, Tensor)> for StateDict {

@@ -26,7 +26,7 @@ fn an_interrupted_run_ends_as_the_unbroken_one_bit_for_bit() {
         let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let unbroken = run_in(whole.path(), &config, &weights(), batch, &Stop::default()).unwrap();
 
-        for (at, expected) in [(6, 7), (13, 14)] {
+        for at in [6, 13] {
             let stop = Stop::default();
             let batches = |step| {
                 if step == at {
@@ -35,7 +35,7 @@ fn an_interrupted_run_ends_as_the_unbroken_one_bit_for_bit() {
                 batch(step)
             };
             match run_in(broken.path(), &config, &weights(), batches, &stop) {
-                Err(Error::Interrupted { step }) => assert_eq!(step, expected),
+                Err(Error::Interrupted { step }) => assert_eq!(step, at),
                 other => panic!("not interrupted: {other:?}"),
             }
         }

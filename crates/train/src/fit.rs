@@ -147,11 +147,14 @@ pub struct Outcome {
 /// Skipped steps in a row after which a run is lost.
 const HOPELESS: u64 = 50;
 
+/// Share of skipped steps above which a finished run has failed: what it leaves was hardly trained.
+const MOST_SKIPPED: f64 = 0.5;
+
 /// The one training loop: resume, draw, gradients, finite?, clip, AdamW per group, average, log,
 /// checkpoint.
 ///
-/// Ends early with [`Error::Interrupted`] when `stop` is requested, after writing a checkpoint. Called again
-/// with the same arguments it goes on from the last checkpoint, and ends where the unbroken run would have
+/// Ends early with [`Error::Interrupted`] when `stop` is requested, after writing a checkpoint; a step under way is
+/// given up before its next micro-batch. Called again with the same arguments it goes on from the last checkpoint, and ends where the unbroken run would have
 /// ended, bit for bit on a CPU. A finished run is not trained again.
 pub fn fit<T: TrainStep>(
     config: &FitConfig,
@@ -183,12 +186,19 @@ pub fn fit<T: TrainStep>(
     let parts = config.parts();
     let mut workers = Workers::new(config.lanes.min(parts.len()), &vars)?;
     let (started, seconds_before) = (Instant::now(), state.seconds);
+    let mut saved = state.step;
     let _bar = progress.running_from(state.step);
 
     while state.step < config.steps {
         let at = state.step;
         let batch = step.draw(at)?;
-        let found = workers.run(step, &batch, &parts)?;
+        let Some(found) = workers.run(step, &batch, &parts, stop)? else {
+            state.seconds = seconds_before + started.elapsed().as_secs_f64();
+            if saved < state.step {
+                dir.save(groups, &state)?;
+            }
+            return Err(Error::Interrupted { step: state.step });
+        };
 
         if found.loss.is_finite() && found.norm.is_finite() {
             state.skipped_in_a_row = 0;
@@ -244,10 +254,20 @@ pub fn fit<T: TrainStep>(
         progress.set(state.step, format!("loss {:.4}", found.loss));
         if state.step.is_multiple_of(config.checkpoint_every) || last || asked {
             dir.save(groups, &state)?;
+            saved = state.step;
         }
         if asked && !last {
             return Err(Error::Interrupted { step: state.step });
         }
+    }
+    if state.skipped as f64 > MOST_SKIPPED * state.step as f64 {
+        return Err(Error::run(format!(
+            "{}: {} of {} steps were skipped because a loss or a gradient was not finite, so hardly anything was \
+             learned; try a lower learning rate in another folder",
+            dir.path().display(),
+            state.skipped,
+            state.step
+        )));
     }
     Ok(Outcome {
         averages: averages(),

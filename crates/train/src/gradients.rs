@@ -5,7 +5,7 @@ use tinyfusion_core::{Error, Result};
 use tinyfusion_nn::update::sum_of_squares;
 use tinyfusion_nn::{Gradients, Lanes};
 
-use crate::{StepLoss, TrainStep};
+use crate::{StepLoss, Stop, TrainStep};
 
 /// Gradients of a whole batch, in the order of the variables, with the batch's mean scalars.
 pub(crate) struct BatchGradients {
@@ -43,13 +43,15 @@ impl Workers {
         })
     }
 
-    /// Mean loss over all samples of `parts` and its gradients; piece i is of lane i mod lanes.
+    /// Mean loss over all samples of `parts` and its gradients; piece i is of lane i mod lanes. Nothing where `stop`
+    /// was requested before the last piece began.
     pub(crate) fn run<T: TrainStep>(
         &mut self,
         step: &T,
         batch: &T::Batch,
         parts: &[Range<usize>],
-    ) -> Result<BatchGradients> {
+        stop: &Stop,
+    ) -> Result<Option<BatchGradients>> {
         let total = parts.iter().map(Range::len).sum::<usize>() as f64;
         let count = self.sums.len();
         let work = |(i, sums)| {
@@ -59,11 +61,15 @@ impl Workers {
                 parts.iter().skip(i).step_by(count),
                 total,
                 sums,
+                stop,
             )
         };
         let done = self
             .lanes
             .run(self.sums.iter_mut().enumerate().collect(), work)?;
+        let Some(done) = done.into_iter().collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
         let mut whole: Option<Part> = None;
         for part in done.into_iter().flatten() {
             whole = Some(match whole {
@@ -83,35 +89,39 @@ impl Workers {
         for g in &grads {
             squares += sum_of_squares(g)?;
         }
-        Ok(BatchGradients {
+        Ok(Some(BatchGradients {
             loss,
             scalars,
             grads,
             norm: squares.sqrt(),
-        })
+        }))
     }
 }
 
-/// The pieces of one lane, one after the other.
+/// The pieces of one lane, one after the other; nothing where `stop` was requested on the way.
 fn lane<'a, T: TrainStep>(
     step: &T,
     batch: &T::Batch,
     parts: impl Iterator<Item = &'a Range<usize>>,
     total: f64,
     sums: &mut Gradients,
-) -> Result<Vec<Part>> {
+    stop: &Stop,
+) -> Result<Option<Vec<Part>>> {
     sums.clear();
     parts
         .map(|rows| {
+            if stop.requested() {
+                return Ok(None);
+            }
             let share = rows.len() as f64 / total;
             let StepLoss { loss, scalars } = step.loss(batch, rows.clone())?;
             let value = f64::from(loss.to_scalar::<f32>()?);
             sums.backward(&(loss * share)?)?;
             let scalars = scalars.into_iter().map(|(n, s)| (n, s * share)).collect();
-            Ok(Part {
+            Ok(Some(Part {
                 loss: value * share,
                 scalars,
-            })
+            }))
         })
         .collect()
 }

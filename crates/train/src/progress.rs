@@ -1,8 +1,9 @@
-use std::sync::Arc;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 /// A request to stop at the next step, shared with a signal handler.
 #[derive(Debug, Clone, Default)]
@@ -20,12 +21,25 @@ impl Stop {
     }
 }
 
-/// A progress bar with the time left, or nothing where nobody watches.
+/// A progress bar with the time left: on a terminal a bar, elsewhere a line on standard error now and then.
 #[derive(Debug)]
-pub struct Progress(ProgressBar);
+pub struct Progress {
+    bar: ProgressBar,
+    lines: Option<Lines>,
+}
+
+/// Where standard error is a file or a pipe: when its last line was written.
+#[derive(Debug)]
+struct Lines {
+    what: String,
+    last: Mutex<Instant>,
+}
+
+/// Between two lines: a log of hours stays short, and a look at it shows that something happens.
+const BETWEEN_LINES: Duration = Duration::from_secs(20);
 
 impl Progress {
-    /// A bar over `total` units called `what`; hidden unless standard error is a terminal.
+    /// A bar over `total` units called `what`.
     pub fn new(what: &str, total: u64) -> Self {
         let bar = ProgressBar::new(total);
         let style = ProgressStyle::with_template(
@@ -35,24 +49,34 @@ impl Progress {
         bar.set_style(style);
         bar.set_prefix(what.to_string());
         bar.enable_steady_tick(Duration::from_millis(500));
-        Self(bar)
+        let lines = bar.is_hidden().then(|| Lines {
+            what: what.to_string(),
+            last: Mutex::new(Instant::now()),
+        });
+        Self { bar, lines }
     }
 
     /// No bar.
     pub fn hidden() -> Self {
-        Self(ProgressBar::hidden())
+        Self {
+            bar: ProgressBar::hidden(),
+            lines: None,
+        }
     }
 
     /// `done` units are done.
     pub fn set(&self, done: u64, message: String) {
-        self.0.set_position(done);
-        self.0.set_message(message);
+        self.bar.set_position(done);
+        if let Some(lines) = &self.lines {
+            lines.show(&self.bar, &message);
+        }
+        self.bar.set_message(message);
     }
 
     /// Starts the estimate of the time left from `done` units, as after a resume.
     pub fn resume_at(&self, done: u64) {
-        self.0.set_position(done);
-        self.0.reset_eta();
+        self.bar.set_position(done);
+        self.bar.reset_eta();
     }
 
     /// As [`resume_at`](Self::resume_at); the bar goes away with what is returned, also after an error.
@@ -60,7 +84,7 @@ impl Progress {
         struct Running<'a>(&'a Progress);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
-                self.0.finish();
+                self.0.bar.finish();
             }
         }
         self.resume_at(done);
@@ -69,6 +93,34 @@ impl Progress {
 
     /// Takes the bar away.
     pub fn finish(&self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Lines {
+    fn show(&self, bar: &ProgressBar, message: &str) {
+        // A thread that finds another one at it has nothing to add.
+        let Ok(mut last) = self.last.try_lock() else {
+            return;
+        };
+        if last.elapsed() < BETWEEN_LINES {
+            return;
+        }
+        *last = Instant::now();
+        let message = if message.is_empty() {
+            String::new()
+        } else {
+            format!(" · {message}")
+        };
+        // Not `eprintln!`, which panics where standard error is closed.
+        let _ = writeln!(
+            std::io::stderr(),
+            "{} {}/{} · {} · {} left{message}",
+            self.what,
+            bar.position(),
+            bar.length().unwrap_or_default(),
+            HumanDuration(bar.elapsed()),
+            HumanDuration(bar.eta()),
+        );
     }
 }

@@ -45,18 +45,25 @@ const STATE: &str = "state.json";
 
 impl RunDir {
     /// Opens or makes the folder and writes the resolved settings. A folder that holds a run with other
-    /// settings is refused.
+    /// settings, or anything that is no run, is refused.
     pub fn open(root: impl Into<PathBuf>, settings: &impl Serialize) -> Result<Self> {
         let root = root.into();
         let text = toml::to_string_pretty(settings)
             .map_err(|e| Error::run(format!("the settings cannot be written as TOML: {e}")))?;
         let folder = root.join("checkpoints");
-        fs::create_dir_all(&folder)
-            .map_err(|e| Error::file(&folder, format!("could not be made: {e}")))?;
         let path = root.join("config.toml");
+        let make_folder = || {
+            fs::create_dir_all(&folder)
+                .map_err(|e| Error::file(&folder, format!("could not be made: {e}")))
+        };
         match fs::read_to_string(&path) {
-            Ok(old) => refuse_other_settings(&path, &old, &text)?,
+            Ok(old) => {
+                refuse_other_settings(&path, &old, &text)?;
+                make_folder()?;
+            }
             Err(e) if e.kind() == ErrorKind::NotFound => {
+                refuse_other_things(&root)?;
+                make_folder()?;
                 write_atomic(&path, |f| f.write_all(text.as_bytes()))?;
             }
             Err(e) => return Err(Error::file(&path, format!("could not be read: {e}"))),
@@ -254,6 +261,28 @@ impl RunDir {
         }
         Ok(())
     }
+}
+
+/// An error where `root`, which has no config.toml, has something in it that is not a run's.
+fn refuse_other_things(root: &Path) -> Result<()> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::file(root, format!("could not be read: {e}"))),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::file(root, format!("could not be read: {e}")))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !["checkpoints", METRICS, HISTORY].contains(&name.as_str())
+            && !name.ends_with(".partial")
+        {
+            return Err(Error::usage(format!(
+                "{}: this folder holds no training run, but `{name}`; use a new or an empty folder",
+                root.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn step_name(step: u64) -> String {

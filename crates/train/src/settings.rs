@@ -5,7 +5,8 @@ use tinyfusion_core::{Error, Result};
 use toml::{Table, Value};
 
 /// Compares the settings of a run directory (`old`, from `path`) with those of a call (`new`), by value: a
-/// setting written in another form is the same setting.
+/// setting written in another form is the same setting. How often is logged and saved may change on the way: it
+/// does not change what is learned.
 ///
 /// The error lists every difference with both values.
 pub(crate) fn refuse_other_settings(path: &Path, old: &str, new: &str) -> Result<()> {
@@ -21,7 +22,7 @@ pub(crate) fn refuse_other_settings(path: &Path, old: &str, new: &str) -> Result
     let mut differences: Vec<String> = was
         .keys()
         .chain(now.keys().filter(|k| !was.contains_key(*k)))
-        .filter(|key| was.get(*key) != now.get(*key))
+        .filter(|key| was.get(*key) != now.get(*key) && !is_free(key))
         .map(|key| {
             format!(
                 "`{key}` was {}, is now {}",
@@ -45,6 +46,12 @@ pub(crate) fn refuse_other_settings(path: &Path, old: &str, new: &str) -> Result
          start again",
         differences.join("; ")
     )))
+}
+
+/// Whether `key`, a dotted path, may change between two parts of a run.
+fn is_free(key: &str) -> bool {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    ["checkpoint-every", "log-every"].contains(&last)
 }
 
 /// Every value under its dotted path.

@@ -54,6 +54,26 @@ fn ten_steps_are_some_steps_an_interruption_and_the_rest() {
 }
 
 #[test]
+fn a_step_that_is_given_up_half_way_is_done_again() {
+    let whole = tempdir().unwrap();
+    Problem::new(config(10), 0).fit(whole.path()).unwrap();
+    // Before the first step, after a checkpoint (of step 4), and in between.
+    for at in [0, 4, 6] {
+        let broken = tempdir().unwrap();
+        let mut problem = Problem::new(config(10), 0);
+        problem.stop_within = Some(at);
+        assert_eq!(interrupted_at(problem.fit(broken.path())), at);
+        let expected: Vec<String> = (at > 0)
+            .then(|| format!("step-{at:06}"))
+            .into_iter()
+            .collect();
+        assert_eq!(checkpoints(broken.path()), expected);
+        Problem::new(config(10), 0).fit(broken.path()).unwrap();
+        assert_same(whole.path(), broken.path(), &format!("within step {at}"));
+    }
+}
+
+#[test]
 fn the_steps_do_change_what_is_compared() {
     // What the test above relies on: nine steps leave other bytes than ten.
     let (nine, ten) = (tempdir().unwrap(), tempdir().unwrap());

@@ -70,6 +70,46 @@ fn other_settings_are_refused_with_both_values() {
 }
 
 #[test]
+fn how_often_is_logged_and_saved_may_change_on_the_way() {
+    let folder = tempdir().unwrap();
+    let settings = |fit| Settings {
+        pattern: "1:2",
+        fit,
+    };
+    RunDir::open(folder.path(), &settings(FitConfig::default())).unwrap();
+    let other = FitConfig {
+        checkpoint_every: 7,
+        log_every: 1,
+        ..FitConfig::default()
+    };
+    RunDir::open(folder.path(), &settings(other.clone())).unwrap();
+    let other = FitConfig { lanes: 7, ..other };
+    let error = RunDir::open(folder.path(), &settings(other)).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("lanes") && !error.contains("every"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_folder_that_is_no_run_is_left_alone() {
+    let folder = tempdir().unwrap();
+    fs::write(folder.path().join("model.safetensors"), "precious").unwrap();
+    let error = RunDir::open(folder.path(), &FitConfig::default()).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)));
+    assert!(error.to_string().contains("model.safetensors"), "{error}");
+    assert_eq!(files(folder.path()).len(), 1);
+    assert!(!folder.path().join("checkpoints").exists());
+
+    // What a killed start leaves is no obstacle.
+    let folder = tempdir().unwrap();
+    fs::create_dir(folder.path().join("checkpoints")).unwrap();
+    fs::write(folder.path().join(".tinyfusion-x.partial"), "ste").unwrap();
+    RunDir::open(folder.path(), &FitConfig::default()).unwrap();
+}
+
+#[test]
 fn settings_come_back_from_their_file() {
     let folder = tempdir().unwrap();
     let fit = FitConfig {

@@ -5,7 +5,7 @@ use tinyfusion::checkpoint::{DTypePolicy, Provenance, keep_blocks};
 use tinyfusion::core::{BlockLayout, Error, Selection};
 use tinyfusion::mask::Pattern;
 
-use super::score::{read_selection, save_selection};
+use super::score::{read_selection_for, save_selection};
 use crate::model::{DiTModel, save_dit};
 use crate::output::say;
 use crate::resources::Resources;
@@ -42,8 +42,13 @@ struct Which {
     #[arg(long, value_name = "FILE")]
     selection: Option<PathBuf>,
     /// Block indices from 0, ascending
-    #[arg(long, value_delimiter = ',', value_name = "I,J,…")]
+    #[arg(long, value_delimiter = ',', value_name = "I,J,…", value_parser = index)]
     keep: Option<Vec<usize>>,
+}
+
+/// A block's index, which may have spaces around it: `--keep "0, 2"`.
+fn index(text: &str) -> std::result::Result<usize, std::num::ParseIntError> {
+    text.trim().parse()
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -59,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let depth = model.config.depth;
     let mut selection = match (&args.which.selection, &args.which.keep) {
-        (Some(path), _) => read_selection(path, depth)?,
+        (Some(path), _) => read_selection_for(path, depth)?,
         (None, Some(kept)) => by_indices(depth, kept, args.pattern.as_ref())?,
         (None, None) => unreachable!("clap requires one of the two"),
     };

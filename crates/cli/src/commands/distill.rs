@@ -2,8 +2,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
-use tinyfusion::checkpoint::{DTypePolicy, Provenance};
-use tinyfusion::core::{BlockStack, Error};
+use tinyfusion::checkpoint::Provenance;
+use tinyfusion::core::{BlockStack, Error, Selection};
 use tinyfusion::data::shapes::Split;
 use tinyfusion::distill::{
     BetaSchedule, DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap, Run, Student, Teacher,
@@ -12,11 +12,11 @@ use tinyfusion::distill::{
 use tinyfusion::models::{DiT, DiTConfig};
 use tinyfusion::train::{FitConfig, LrSchedule, RunDir, Stop};
 
-use super::score::{SELECTION_FILE, read_selection};
+use super::score::{SELECTION_FILE, check_depth, read_selection, save_selection};
 use crate::model::{DiTModel, save_dit};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
-use crate::settings::{FitOptions, finite};
+use crate::settings::{ExportOptions, FitOptions, defaults_text, finite};
 use crate::training_data::{DataOptions, objective};
 
 /// Recover a cut model: plain fine-tuning, or knowledge distillation from a teacher.
@@ -25,7 +25,7 @@ use crate::training_data::{DataOptions, objective};
 ///   tinyfusion distill runs/cut runs/student --steps 600
 ///   tinyfusion distill runs/cut runs/student --steps 600 --teacher assets/teacher --features masked
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, after_help = defaults())]
 pub(crate) struct Args {
     /// Model directory of the cut network
     student: PathBuf,
@@ -33,9 +33,8 @@ pub(crate) struct Args {
     out: PathBuf,
     #[command(flatten)]
     options: Options,
-    /// Also write the model, in 16 bits, into this folder
-    #[arg(long, value_name = "FOLDER")]
-    export: Option<PathBuf>,
+    #[command(flatten)]
+    export: ExportOptions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -50,7 +49,7 @@ enum Features {
     Joint,
 }
 
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 struct Options {
     /// Model directory of the teacher; without it this is plain fine-tuning
     #[arg(long)]
@@ -141,6 +140,17 @@ impl Options {
     }
 }
 
+/// For the help: the settings with a teacher, which are those without one and more.
+fn defaults() -> String {
+    let options = Options {
+        teacher: Some(PathBuf::new()),
+        ..Options::default()
+    };
+    options
+        .distill_config()
+        .map_or_else(|_| String::new(), |s| defaults_text(&s))
+}
+
 /// What `config.toml` records.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -156,6 +166,7 @@ struct Settings<'a> {
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let options = &args.options;
     let resources = Resources::start();
+    args.export.check()?;
     let config = options.distill_config()?;
     config.validate()?;
     let mut model = DiTModel::load(&args.student)?;
@@ -173,29 +184,29 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         .knowledge
         .as_ref()
         .is_some_and(|k| k.features != FeatureLoss::None);
-    let selection = options.selection.clone().or_else(|| {
-        let wanted = teacher.is_some() && wants_features;
-        wanted.then(|| beside(&args.student)).flatten()
-    });
+    let selection_path = match (&options.selection, &teacher) {
+        (Some(_), None) => {
+            return Err(Error::usage(
+                "selection aligns the student with a teacher: it needs --teacher",
+            )
+            .into());
+        }
+        (Some(path), _) => Some(path.clone()),
+        (None, _) => beside(&args.student),
+    };
+    let selection = match selection_path {
+        Some(path) => Some((selection_of(&model, &path)?, path)),
+        None => None,
+    };
     let layers = match (&teacher, &selection) {
-        (Some(teacher), Some(path)) => {
-            let selection = read_selection(path, teacher.config.depth)?;
-            let cut = &model.provenance.kept;
-            if cut.as_ref().is_some_and(|kept| *kept != selection.kept) {
-                tracing::warn!(?cut, selection = ?selection.kept, "the student was cut by another selection");
-            }
-            Some(LayerMap::group_ends(&selection)?)
+        (Some(teacher), Some((selection, path))) if wants_features => {
+            check_depth(selection, path, teacher.config.depth)?;
+            Some(LayerMap::group_ends(selection)?)
         }
         (Some(_), None) if wants_features => {
             return Err(Error::usage(
                 "matching hidden states needs the selection that cut the student: none lies in its folder, so pass \
                  --selection, or --features none",
-            )
-            .into());
-        }
-        (None, Some(_)) => {
-            return Err(Error::usage(
-                "selection aligns the student with a teacher: it needs --teacher",
             )
             .into());
         }
@@ -245,20 +256,37 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         .with_parent(&model.sha256, &model.provenance)
         .with_cut_of(&model.provenance);
     provenance.steps = Some(config.fit.steps);
-    let place = args.out.join("model");
-    let exported = args.export.iter().map(|e| (e, DTypePolicy::F16));
-    for (place, dtype) in std::iter::once((&place, DTypePolicy::F32)).chain(exported) {
+    for (place, dtype) in args.export.places(&args.out) {
         save_dit(
-            place,
+            &place,
             &model.config,
             &model.diffusion,
             &outcome.averages,
             &provenance,
             dtype,
         )?;
+        if let Some((selection, _)) = &selection {
+            // So that a second recovery finds it, as it would beside the cut model.
+            save_selection(&place, selection)?;
+        }
     }
     resources.write(&args.out, Some(outcome.seconds))?;
-    Ok(say!("{}", place.display())?)
+    Ok(say!("{}", args.out.join("model").display())?)
+}
+
+/// The selection that cut `model`, as far as the model's own record tells.
+fn selection_of(model: &DiTModel, path: &Path) -> Result<Selection> {
+    let selection = read_selection(path)?;
+    match &model.provenance.kept {
+        Some(kept) if *kept != selection.kept => Err(Error::usage(format!(
+            "{}: keeps blocks {:?}, but {} was cut to {kept:?}; pass the selection that it was cut by",
+            path.display(),
+            selection.kept,
+            model.path.display()
+        ))
+        .into()),
+        _ => Ok(selection),
+    }
 }
 
 /// The selection that `cut` laid beside the student, if there is one.

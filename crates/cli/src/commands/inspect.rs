@@ -1,14 +1,20 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use tinyfusion::checkpoint::{Provenance, inspect};
+use tinyfusion::checkpoint::{Inspection, Provenance, inspect, sha256_file};
+use tinyfusion::core::{Error, check_shapes};
 
+use crate::model::expected_tensors;
 use crate::output::say;
 
 /// Say what a checkpoint is: architecture, depth, parameters, tensors, provenance.
 ///
+/// Of a model directory, the weights are compared with what its config.json says of them: their hash, names and
+/// shapes. Where they differ the command ends with an error after all that it has to say.
+///
 /// Example: tinyfusion inspect assets/teacher
 #[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     /// A model directory or a .safetensors file
     path: PathBuf,
@@ -24,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let found = inspect(&args.path)?;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&found)?)?;
-        return Ok(());
+        return agree(&found);
     }
     say!("path        {}", found.path.display())?;
     say!(
@@ -65,6 +71,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.tensors {
         for t in &found.tensors {
             say!("{:<52} {:<6} {:?}", t.name, t.dtype, t.shape)?;
+        }
+    }
+    agree(&found)
+}
+
+/// An error where a model directory's weights are not what its config.json describes.
+fn agree(found: &Inspection) -> Result<()> {
+    let Some(config) = &found.config else {
+        return Ok(());
+    };
+    if let Some(expected) = expected_tensors(&found.path, config)? {
+        let shapes = found
+            .tensors
+            .iter()
+            .map(|t| (t.name.as_str(), t.shape.as_slice()));
+        check_shapes(&shapes.collect(), &expected).map_err(|e| Error::file(&found.path, e))?;
+    }
+    if let Some(recorded) = &found.recorded_sha256 {
+        let sha256 = sha256_file(&found.path)?;
+        if sha256 != *recorded {
+            return Err(Error::file(
+                &found.path,
+                format!("was exchanged or altered: config.json expects SHA-256 {recorded}, found {sha256}"),
+            )
+            .into());
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use super::score::write_selection;
 use crate::model::DiTModel;
 use crate::output::progress_bar;
 use crate::resources::Resources;
-use crate::settings::{FitOptions, finite};
+use crate::settings::{FitOptions, defaults_text, finite};
 use crate::training_data::{DataOptions, objective};
 
 /// Learn which blocks to keep so that the model recovers best after the cut.
@@ -22,7 +22,7 @@ use crate::training_data::{DataOptions, objective};
 ///
 /// Example: tinyfusion learn assets/teacher runs/learned --pattern 1:2 --delta lora --steps 300
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, after_help = defaults())]
 pub(crate) struct Args {
     /// Model directory of the dense network
     model: PathBuf,
@@ -48,7 +48,7 @@ enum BlendFlag {
     Plain,
 }
 
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 struct Options {
     /// Blocks kept of each group: 1:2, 2:4, 7:14, 2:4x7 or a list such as 2:4,3:4,…
     #[arg(long)]
@@ -154,6 +154,12 @@ impl Options {
             fit: self.fit.fit(&d.fit),
         })
     }
+}
+
+/// For the help.
+fn defaults() -> String {
+    let settings = Options::default().learn_config();
+    settings.map_or_else(|_| String::new(), |s| defaults_text(&s))
 }
 
 /// What `config.toml` records.

@@ -8,7 +8,7 @@ use tinyfusion::data::shapes::Split;
 use tinyfusion::recover::held_out_loss;
 use tinyfusion::train::Stop;
 
-use super::score::read_selection;
+use super::score::read_selection_for;
 use crate::model::DiTModel;
 use crate::output::{progress_bar, say};
 use crate::training_data::{DataOptions, MOST_IMAGES, held_out_objective};
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let depth = model.config.depth;
     let selection = match &args.selection {
         None => None,
-        Some(path) => Some(read_selection(path, depth)?),
+        Some(path) => Some(read_selection_for(path, depth)?),
     };
     let plan = match &selection {
         None => Plan::full(depth),
@@ -56,6 +56,13 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     };
     let source = args.data.open(&model, Split::HeldOut)?;
     let count = source.len().map_or(args.images, |n| n.min(args.images));
+    if count < args.images {
+        tracing::warn!(
+            "{} has {count} images, fewer than the {} asked for",
+            args.data.name(),
+            args.images
+        );
+    }
     let progress = progress_bar("loss", count);
     let batches = (0..count).step_by(BATCH).map(|start| {
         if stop.requested() {

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use candle_core::Device;
 use serde::Serialize;
-use tinyfusion::checkpoint::{DTypePolicy, Provenance};
+use tinyfusion::checkpoint::Provenance;
 use tinyfusion::data::shapes::{self, Split};
 use tinyfusion::diffusion::{BetaSchedule, DiffusionConfig, Variance};
 use tinyfusion::distill::{DistillConfig, Run, Student, distill};
@@ -14,22 +14,21 @@ use crate::classifier;
 use crate::model::{DiTModel, save_classifier, save_dit};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
-use crate::settings::FitOptions;
+use crate::settings::{ExportOptions, FitOptions, defaults_text};
 use crate::training_data::{DataOptions, objective};
 
 /// Train the embedded experiment's teacher or classifier from nothing.
 ///
 /// Example: tinyfusion pretrain runs/teacher --what dit --steps 20000 --lr 1e-3
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, after_help = defaults())]
 pub(crate) struct Args {
     /// Folder of the run; the model lands in OUT/model
     out: PathBuf,
     #[command(flatten)]
     options: Options,
-    /// Also write the model, in 16 bits, into this folder
-    #[arg(long, value_name = "FOLDER")]
-    export: Option<PathBuf>,
+    #[command(flatten)]
+    export: ExportOptions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, clap::ValueEnum)]
@@ -41,7 +40,7 @@ enum What {
     Classifier,
 }
 
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 struct Options {
     /// What to train
     #[arg(long)]
@@ -62,6 +61,51 @@ struct Options {
     fit: FitOptions,
 }
 
+impl Options {
+    fn schedule(&self) -> LrSchedule {
+        self.fit.lr(LrSchedule {
+            peak: 1e-3,
+            last: 5e-5,
+            warmup: 100,
+        })
+    }
+
+    fn budget(&self) -> FitConfig {
+        self.fit.fit(&FitConfig {
+            steps: 20_000,
+            ..FitConfig::default()
+        })
+    }
+
+    /// The sizes of the embedded teacher.
+    fn dit(&self) -> DiTConfig {
+        DiTConfig {
+            input_size: shapes::SIZE,
+            patch_size: self.patch_size.unwrap_or(4),
+            in_channels: 3,
+            hidden_size: self.hidden_size.unwrap_or(64),
+            depth: self.depth.unwrap_or(16),
+            num_heads: self.num_heads.unwrap_or(2),
+            num_classes: shapes::CLASSES.len(),
+            learn_sigma: false,
+            ..DiTConfig::default()
+        }
+    }
+}
+
+/// For the help.
+fn defaults() -> String {
+    let options = Options::default();
+    defaults_text(&Settings {
+        what: What::Dit,
+        seed: 0,
+        lr: options.schedule(),
+        fit: &options.budget(),
+        model: &options.dit(),
+        diffusion: None,
+    })
+}
+
 /// Everything that decides the outcome, as written to `config.toml`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -77,18 +121,12 @@ struct Settings<'a, M> {
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let options = &args.options;
     let resources = Resources::start();
+    args.export.check()?;
     let job = Job {
         args,
         seed: options.fit.seed(),
-        lr: options.fit.lr(LrSchedule {
-            peak: 1e-3,
-            last: 5e-5,
-            warmup: 100,
-        }),
-        fit: options.fit.fit(&FitConfig {
-            steps: 20_000,
-            ..FitConfig::default()
-        }),
+        lr: options.schedule(),
+        fit: options.budget(),
         options,
         stop,
     };
@@ -138,32 +176,9 @@ impl Job<'_> {
         provenance
     }
 
-    /// Where the model goes: always into the run's folder, and exported in 16 bits when asked.
-    fn places(&self) -> Vec<(PathBuf, DTypePolicy)> {
-        let own = (self.args.out.join("model"), DTypePolicy::F32);
-        std::iter::once(own)
-            .chain(
-                self.args
-                    .export
-                    .iter()
-                    .map(|e| (e.clone(), DTypePolicy::F16)),
-            )
-            .collect()
-    }
-
     fn dit(&self) -> Result<Outcome> {
         let o = self.options;
-        let config = DiTConfig {
-            input_size: shapes::SIZE,
-            patch_size: o.patch_size.unwrap_or(4),
-            in_channels: 3,
-            hidden_size: o.hidden_size.unwrap_or(64),
-            depth: o.depth.unwrap_or(16),
-            num_heads: o.num_heads.unwrap_or(2),
-            num_classes: shapes::CLASSES.len(),
-            learn_sigma: false,
-            ..DiTConfig::default()
-        };
+        let config = o.dit();
         // The cosine schedule spends more of its steps where a small image's structure is decided
         // (Nichol & Dhariwal 2021, §3.2).
         let diffusion = DiffusionConfig {
@@ -194,7 +209,7 @@ impl Job<'_> {
             knowledge: None,
         };
         let progress = progress_bar("pretrain", self.fit.steps);
-        let data = DataOptions::shapes();
+        let data = DataOptions::default();
         let outcome = distill(
             &settings,
             student,
@@ -207,7 +222,7 @@ impl Job<'_> {
                 progress: &progress,
             },
         )?;
-        for (place, dtype) in self.places() {
+        for (place, dtype) in self.args.export.places(&self.args.out) {
             save_dit(
                 &place,
                 &model.config,
@@ -239,7 +254,7 @@ impl Job<'_> {
         provenance
             .notes
             .insert("held-out accuracy".into(), format!("{accuracy:.4}"));
-        for (place, dtype) in self.places() {
+        for (place, dtype) in self.args.export.places(&self.args.out) {
             save_classifier(&place, &config, &outcome.averages, &provenance, dtype)?;
         }
         say!("held-out accuracy {accuracy:.4}")?;

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use tinyfusion::checkpoint::write_atomic;
+use tinyfusion::checkpoint::{CONFIG_FILE, write_atomic};
 use tinyfusion::core::{BlockLayout, Error, Selection};
 use tinyfusion::mask::{Pattern, oracle_selection, random_selection};
 
@@ -51,6 +51,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .into());
     }
     let model = DiTModel::load(&args.model)?;
+    if args.out.join(CONFIG_FILE).exists() {
+        return Err(Error::usage(format!(
+            "{} is a model's folder: the selection in it would be taken for the one that cut the model; use another",
+            args.out.display()
+        ))
+        .into());
+    }
     let layout = BlockLayout::single(model.config.depth);
     let mut selection = match args.criterion {
         Criterion::Oracle => oracle_selection(&layout)?,
@@ -63,6 +70,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     };
     selection.source_sha256 = Some(model.sha256);
+    let place = args.out.join(SELECTION_FILE);
+    if place.exists() && read_selection(&place).ok().as_ref() != Some(&selection) {
+        return Err(Error::usage(format!(
+            "{}: another selection stands there, perhaps a learned one; use another folder",
+            place.display()
+        ))
+        .into());
+    }
     write_selection(&args.out, &selection)?;
     resources.write(&args.out, None)
 }
@@ -89,18 +104,31 @@ pub(crate) fn save_selection(out: &Path, selection: &Selection) -> Result<()> {
     })?)
 }
 
-/// Reads a selection and checks that it is for a network of `depth` blocks.
-pub(crate) fn read_selection(path: &Path, depth: usize) -> Result<Selection> {
+/// Reads a selection.
+pub(crate) fn read_selection(path: &Path) -> Result<Selection> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
-    let selection = Selection::from_json(&text)
-        .map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
-    if selection.depth != depth {
-        return Err(Error::usage(format!(
-            "{}: made for {} blocks, the network has {depth}",
-            path.display(),
-            selection.depth
-        ))
-        .into());
+    Ok(
+        Selection::from_json(&text)
+            .map_err(|e| Error::usage(format!("{}: {e}", path.display())))?,
+    )
+}
+
+/// An error where the selection from `path` is not for a network of `depth` blocks.
+pub(crate) fn check_depth(selection: &Selection, path: &Path, depth: usize) -> Result<()> {
+    if selection.depth == depth {
+        return Ok(());
     }
+    Err(Error::usage(format!(
+        "{}: made for {} blocks, the network has {depth}",
+        path.display(),
+        selection.depth
+    ))
+    .into())
+}
+
+/// Reads a selection and checks that it is for a network of `depth` blocks.
+pub(crate) fn read_selection_for(path: &Path, depth: usize) -> Result<Selection> {
+    let selection = read_selection(path)?;
+    check_depth(&selection, path, depth)?;
     Ok(selection)
 }

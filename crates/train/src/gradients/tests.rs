@@ -80,9 +80,15 @@ fn gradients(pieces: usize, lanes: usize, threads: usize) -> BatchGradients {
         .unwrap();
     pool.install(|| {
         let mut workers = Workers::new(lanes, &net.vars()).unwrap();
-        workers.run(&net, &batch, &parts(BATCH, pieces)).unwrap();
+        workers
+            .run(&net, &batch, &parts(BATCH, pieces), &Stop::default())
+            .unwrap()
+            .unwrap();
         // Again, so that values left over in the buffers would show.
-        workers.run(&net, &batch, &parts(BATCH, pieces)).unwrap()
+        workers
+            .run(&net, &batch, &parts(BATCH, pieces), &Stop::default())
+            .unwrap()
+            .unwrap()
     })
 }
 
@@ -190,8 +196,8 @@ fn what_goes_wrong_in_a_micro_batch_is_told() {
     let odd = |what| {
         let odd = Odd(Var::ones(2, DType::F32, &CPU).unwrap(), what);
         let mut workers = Workers::new(2, &[&odd.0]).unwrap();
-        let result = workers.run(&odd, &(), &parts(4, 2));
-        result.map(|g| g.loss).map_err(|e| e.to_string())
+        let result = workers.run(&odd, &(), &parts(4, 2), &Stop::default());
+        result.map(|g| g.unwrap().loss).map_err(|e| e.to_string())
     };
     assert_eq!(odd("nothing"), Ok(2.0));
     assert_eq!(

@@ -22,8 +22,10 @@ pub struct Problem {
     hidden: Var,
     out: Var,
     ballast: Var,
-    /// Requested while this step is drawn.
+    /// Requested when this step is done.
     pub stop_at: Option<u64>,
+    /// Requested while this step is drawn.
+    pub stop_within: Option<u64>,
     pub stop: Stop,
     /// Steps whose loss is NaN.
     pub nan: fn(u64) -> bool,
@@ -54,6 +56,7 @@ impl Problem {
             out: var(&[16, 2]),
             ballast: var(&[ballast.max(1)]),
             stop_at: None,
+            stop_within: None,
             stop: Stop::default(),
             nan: |_| false,
             slow: Duration::ZERO,
@@ -110,7 +113,7 @@ impl TrainStep for Problem {
 
     fn draw(&self, step: u64) -> Result<Self::Batch> {
         std::thread::sleep(self.slow);
-        if self.stop_at == Some(step) {
+        if self.stop_within == Some(step) {
             self.stop.request();
         }
         let x = StepRng::new(5, step, 2).normal((self.config.batch_size, 6), &CPU)?;
@@ -132,6 +135,9 @@ impl TrainStep for Problem {
     }
 
     fn record(&self, done: u64, averages: &dyn Fn() -> StateDict) -> Result<Option<String>> {
+        if self.stop_at == Some(done - 1) {
+            self.stop.request();
+        }
         let out = averages().require("out")?.to_vec2::<f32>()?[0][0];
         Ok(Some(json!({"step": done, "out": out}).to_string()))
     }

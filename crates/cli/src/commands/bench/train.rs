@@ -13,7 +13,7 @@ use tinyfusion::train::{FitConfig, LrSchedule, Progress, RunDir, Stop};
 use super::turns::Turns;
 use super::worker::Batch;
 use super::{Case, Kind};
-use crate::commands::score::read_selection;
+use crate::commands::score::read_selection_for;
 use crate::model::DiTModel;
 use crate::training_data::objective;
 
@@ -86,7 +86,7 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
             let knowledge = match (&teacher, &net) {
                 (Some(teacher), Some(net)) => {
                     let selection =
-                        read_selection(&folder.join("selection.json"), teacher.config.depth)?;
+                        read_selection_for(&folder.join("selection.json"), teacher.config.depth)?;
                     Some(DistillTeacher {
                         net,
                         layers: Some(LayerMap::group_ends(&selection)?),
