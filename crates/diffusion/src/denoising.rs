@@ -1,20 +1,8 @@
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
 use tinyfusion_core::{BlockStack, Error, LatentBatch, LatentQuery, Result, StepRng};
 
 use crate::loss::{Distillation, Losses, Noised};
-use crate::{GaussianDiffusion, Objective};
-
-/// How often labels are replaced by the null class, so that one network learns both halves of
-/// classifier-free guidance (Ho & Salimans, 2207.12598).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LabelDrop {
-    /// Number of classes, which is also the id of the null class.
-    pub num_classes: u32,
-    /// Probability that a label is dropped; 0.1 for DiT.
-    pub probability: f64,
-}
+use crate::{GaussianDiffusion, LabelDrop, Objective};
 
 /// DiT's training problem: predict the noise of a noised latent (or pixel) batch.
 ///
@@ -55,12 +43,7 @@ impl DenoisingDraw {
 impl DenoisingObjective {
     /// The objective over `diffusion` with labels dropped as `labels` says.
     pub fn new(diffusion: GaussianDiffusion, labels: LabelDrop) -> Result<Self> {
-        if !(0.0..=1.0).contains(&labels.probability) {
-            return Err(Error::usage(format!(
-                "the probability of dropping a label must be in [0, 1], found {}",
-                labels.probability
-            )));
-        }
+        labels.validate()?;
         Ok(Self { diffusion, labels })
     }
 
@@ -80,25 +63,7 @@ impl DenoisingObjective {
         let chain = self.diffusion.num_timesteps();
         let t = rng.below(chain, b).into_iter().map(|t| t as u32).collect();
         let noise = rng.normal(batch.x.shape().clone(), batch.x.device())?;
-        let dropped = rng
-            .uniform(b)
-            .into_iter()
-            .map(|u| u < self.labels.probability);
-        let mut y = batch.y.to_vec1::<u32>()?;
-        for (label, dropped) in y.iter_mut().zip(dropped) {
-            if dropped {
-                *label = self.labels.num_classes;
-            }
-        }
-        let y = Tensor::new(y, batch.x.device())?; // (B,)
-        self.draw_at(
-            &LatentBatch {
-                x: batch.x.clone(),
-                y,
-            },
-            t,
-            noise,
-        )
+        self.draw_at(&self.labels.drop_from(batch, rng)?, t, noise)
     }
 
     /// The draw with given timesteps and noise and with all labels kept: for held-out losses that are
@@ -109,20 +74,7 @@ impl DenoisingObjective {
         t: Vec<u32>,
         noise: Tensor,
     ) -> Result<DenoisingDraw> {
-        let b = batch.x.dim(0)?;
-        let y = batch.y.to_vec1::<u32>()?;
-        if y.len() != b {
-            return Err(Error::usage(format!(
-                "a batch of {b} samples came with {} labels",
-                y.len()
-            )));
-        }
-        if let Some(label) = y.iter().find(|&&label| label > self.labels.num_classes) {
-            return Err(Error::usage(format!(
-                "class {label} does not exist: the objective knows classes 0..{}",
-                self.labels.num_classes
-            )));
-        }
+        self.labels.check(batch)?;
         let x_t = self.diffusion.q_sample(&batch.x, &t, &noise)?;
         Ok(DenoisingDraw {
             t,

@@ -8,7 +8,10 @@ mod likelihood;
 mod loss;
 
 mod denoising;
+mod labels;
 mod objective;
+
+mod interpolant;
 
 mod guidance;
 pub mod samplers;
@@ -23,8 +26,14 @@ pub use gaussian::{
 pub use likelihood::{discretized_gaussian_log_likelihood, normal_kl};
 pub use loss::{Distillation, Losses, Noised};
 
-pub use denoising::{DenoisingDraw, DenoisingObjective, LabelDrop};
+pub use denoising::{DenoisingDraw, DenoisingObjective};
+pub use labels::LabelDrop;
 pub use objective::Objective;
+
+pub use interpolant::{
+    DiffusionForm, Interpolant, InterpolantConfig, InterpolantDraw, InterpolantObjective, Path,
+    Prediction, Weighting,
+};
 
 pub use guidance::{Guidance, GuidedChannels};
 pub use steps::{DdimConfig, Sampled};

@@ -181,6 +181,6 @@ impl GaussianDiffusion {
 }
 
 /// (B, …) → (B,)
-fn mean_flat(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn mean_flat(x: &Tensor) -> Result<Tensor> {
     Ok(x.flatten_from(1)?.mean(1)?)
 }

@@ -7,6 +7,19 @@
 //! counter-based generator makes a run repeatable. `on_step` sees every step and ends the run by
 //! returning an error. The length of the chain, that is the number of network calls, is set by the
 //! process's [`Respacing`](crate::Respacing).
+//!
+//! The samplers of an [`Interpolant`](crate::Interpolant), [`ode`] and [`sde`], run in continuous time from t = 0 to 1: their
+//! `predict(x, t)` gets t in [0, 1], `noise(k)` is asked upwards by step, and [`TimeStep`] says what was done.
+
+mod dormand_prince;
+mod flow;
+mod ode;
+mod sde;
+
+pub use dormand_prince::{Tolerance, dormand_prince};
+pub use flow::TimeStep;
+pub use ode::{OdeConfig, OdeMethod, ode};
+pub use sde::{LastStep, SdeConfig, SdeMethod, sde};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};

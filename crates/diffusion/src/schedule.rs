@@ -4,7 +4,7 @@ use tinyfusion_core::{Error, Result};
 use crate::Respacing;
 
 /// Longest chain: a thousand times the published ones, and its tables still fit in a few hundred megabytes.
-const MAX_STEPS: usize = 1_000_000;
+pub(crate) const MAX_STEPS: usize = 1_000_000;
 
 /// Checks the length of a trained chain before anything is allocated for it.
 pub(crate) fn check_steps(steps: usize) -> Result<()> {

@@ -61,10 +61,14 @@ impl DiTConfig {
     /// Checks that every size is in bounds and that they fit together; after that [`params`](Self::params)
     /// is a short list without overflow.
     pub fn validate(&self) -> Result<()> {
-        const WHAT: &str = "DiT config";
-        let fail = |what: String| Err(Error::usage(format!("{WHAT}: {what}")));
+        self.validate_as("DiT config")
+    }
+
+    /// As [`validate`](Self::validate); `what` starts the error.
+    pub(crate) fn validate_as(&self, what: &str) -> Result<()> {
+        let fail = |fault: String| Err(Error::usage(format!("{what}: {fault}")));
         check_sizes(
-            WHAT,
+            what,
             self.depth,
             &[
                 ("input_size", self.input_size),
@@ -101,7 +105,7 @@ impl DiTConfig {
                 self.class_dropout_prob
             ));
         }
-        check_values(WHAT, &self.params())
+        check_values(what, &self.params())
     }
 
     /// Patches along one side, of a config that passes [`validate`](Self::validate).

@@ -4,7 +4,9 @@ mod bounds;
 mod classifier;
 mod dit;
 mod presets;
+mod sit;
 
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{DiT, DiTConfig};
 pub use presets::{Preset, preset, presets};
+pub use sit::{SiT, SiTConfig};
