@@ -5,9 +5,8 @@ use anyhow::Result;
 use tinyfusion::core::{Error, LatentBatch};
 use tinyfusion::data::shapes::{Shapes, ShapesConfig, Split};
 use tinyfusion::data::{Augment, ImageFolder, Loader, PackedLatents, Source};
-use tinyfusion::diffusion::{DenoisingObjective, GaussianDiffusion, LabelDrop};
 
-use crate::model::DiTModel;
+use crate::family::{Family, Model};
 
 /// Seed of the image set `shapes`: one set, whatever the seed of a run.
 pub(crate) const SHAPES_SEED: u64 = 0;
@@ -30,26 +29,30 @@ impl DataOptions {
     }
 
     /// Opens the data and checks that it fits the model.
-    pub(crate) fn open(&self, model: &DiTModel, split: Split) -> Result<Arc<dyn Source>> {
-        let c = &model.config;
+    pub(crate) fn open<F: Family>(
+        &self,
+        model: &Model<F>,
+        split: Split,
+    ) -> Result<Arc<dyn Source>> {
+        let takes = model.samples();
         let source: Arc<dyn Source> = match self.name() {
             "shapes" => Arc::new(Shapes::new(ShapesConfig::default(), SHAPES_SEED, split)?),
             file if file.ends_with(".safetensors") => Arc::new(PackedLatents::open(file, None)?),
             folder => Arc::new(ImageFolder::open(
                 Path::new(folder),
-                c.input_size,
+                takes.size,
                 Augment::HorizontalFlip,
             )?),
         };
-        let wanted = [c.in_channels, c.input_size, c.input_size];
-        if source.shape() != wanted || source.classes() > c.num_classes {
+        let wanted = [takes.channels, takes.size, takes.size];
+        if source.shape() != wanted || source.classes() > takes.classes {
             return Err(Error::usage(format!(
                 "{}: {:?} in {} classes, but the model at {} takes {wanted:?} in {} classes",
                 self.name(),
                 source.shape(),
                 source.classes(),
                 model.path.display(),
-                c.num_classes
+                takes.classes
             ))
             .into());
         }
@@ -57,38 +60,14 @@ impl DataOptions {
     }
 
     /// The clean batch of every step.
-    pub(crate) fn batches(
+    pub(crate) fn batches<F: Family>(
         &self,
-        model: &DiTModel,
+        model: &Model<F>,
         split: Split,
         seed: u64,
         batch_size: usize,
-    ) -> Result<impl FnMut(u64) -> tinyfusion::core::Result<LatentBatch> + Send + use<>> {
+    ) -> Result<impl FnMut(u64) -> tinyfusion::core::Result<LatentBatch> + Send + use<F>> {
         let mut loader = Loader::new(self.open(model, split)?, seed, batch_size)?;
         Ok(move |step| loader.batch(step))
     }
-}
-
-/// The model's own training problem.
-pub(crate) fn objective(model: &DiTModel) -> Result<DenoisingObjective> {
-    let drop = LabelDrop {
-        num_classes: model.config.num_classes as u32,
-        probability: model.config.class_dropout_prob,
-    };
-    Ok(DenoisingObjective::new(
-        GaussianDiffusion::new(model.diffusion.clone())?,
-        drop,
-    )?)
-}
-
-/// The same without dropped labels, for held-out losses.
-pub(crate) fn held_out_objective(model: &DiTModel) -> Result<DenoisingObjective> {
-    let drop = LabelDrop {
-        num_classes: model.config.num_classes as u32,
-        probability: 0.0,
-    };
-    Ok(DenoisingObjective::new(
-        GaussianDiffusion::new(model.diffusion.clone())?,
-        drop,
-    )?)
 }

@@ -1,12 +1,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use tinyfusion::checkpoint::{DTypePolicy, Provenance, keep_blocks};
+use tinyfusion::checkpoint::{DTypePolicy, Provenance};
 use tinyfusion::core::{BlockLayout, Error, Selection};
 use tinyfusion::mask::Pattern;
 
 use super::score::{read_selection_for, save_selection};
-use crate::model::{DiTModel, save_dit};
+use crate::family::{Architecture, Family, Model, save, with_family};
 use crate::output::say;
 use crate::resources::Resources;
 
@@ -52,8 +52,12 @@ fn index(text: &str) -> std::result::Result<usize, std::num::ParseIntError> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    with_family!(Architecture::of(&args.model)?, cut(args))
+}
+
+fn cut<F: Family>(args: &Args) -> Result<()> {
     let resources = Resources::start();
-    let model = DiTModel::load(&args.model)?;
+    let model = Model::<F>::load(&args.model)?;
     if args.out.exists() {
         // Least of all the dense model itself is to be replaced by a part of it.
         return Err(Error::usage(format!(
@@ -62,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ))
         .into());
     }
-    let depth = model.config.depth;
+    let depth = model.depth();
     let mut selection = match (&args.which.selection, &args.which.keep) {
         (Some(path), _) => read_selection_for(path, depth)?,
         (None, Some(kept)) => by_indices(depth, kept, args.pattern.as_ref())?,
@@ -78,9 +82,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     selection
         .source_sha256
         .get_or_insert_with(|| model.sha256.clone());
-    let weights = keep_blocks(&model.weights, "blocks", &selection.kept)?;
-    let config = model.config.with_depth(selection.kept.len());
-    weights.check(&config.params())?;
+    let (config, weights) = F::keep(&model.config, &model.weights, &selection.kept)?;
+    weights.check(&F::params(&config))?;
     let mut provenance =
         Provenance::of_command(super::command_line()).with_parent(&model.sha256, &model.provenance);
     provenance.kept = Some(selection.kept.clone());
@@ -98,10 +101,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         DTypePolicy::F32
     };
-    save_dit(
+    save::<F>(
         &args.out,
         &config,
-        &model.diffusion,
+        &model.process,
         &weights,
         &provenance,
         dtype,
@@ -111,8 +114,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(say!(
         "{}: {} blocks, {} parameters",
         args.out.display(),
-        config.depth,
-        config.parameters()
+        F::layout(&config).depth(),
+        weights.elem_count()
     )?)
 }
 

@@ -9,15 +9,14 @@ use tinyfusion::distill::{
     BetaSchedule, DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap, Run, Student, Teacher,
     distill,
 };
-use tinyfusion::models::{DiT, DiTConfig};
 use tinyfusion::train::{FitConfig, LrSchedule, RunDir, Stop};
 
 use super::score::{SELECTION_FILE, check_depth, read_selection, save_selection};
-use crate::model::{DiTModel, save_dit};
+use crate::family::{Architecture, Dit, Family, Model, with_family};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::settings::{ExportOptions, FitOptions, defaults_text, finite};
-use crate::training_data::{DataOptions, objective};
+use crate::training_data::DataOptions;
 
 /// Recover a cut model: plain fine-tuning, or knowledge distillation from a teacher.
 ///
@@ -64,7 +63,7 @@ struct Options {
     /// Share of the teacher's output in the loss
     #[arg(long, value_parser = finite)]
     alpha_kd: Option<f64>,
-    /// Weight of the hidden states at the first step; it falls to 0
+    /// Weight of the hidden states at the first step; it falls to 0 [default: 1e-2, 2e-4 of a SiT]
     #[arg(long, value_parser = finite)]
     beta: Option<f64>,
     /// Let that weight fall once in so many steps, by epochs as the reference does, and not at every step
@@ -80,7 +79,8 @@ struct Options {
 }
 
 impl Options {
-    fn distill_config(&self) -> Result<DistillConfig> {
+    /// The flags over the defaults of a family whose hidden states weigh `beta`.
+    fn distill_config(&self, beta: f64) -> Result<DistillConfig> {
         let knowledge = match &self.teacher {
             Some(_) => {
                 let d = KnowledgeConfig::default();
@@ -93,7 +93,7 @@ impl Options {
                         Features::Joint => FeatureLoss::Joint,
                     },
                     sigma: self.sigma.unwrap_or(d.sigma),
-                    beta: self.beta.unwrap_or(d.beta),
+                    beta: self.beta.unwrap_or(beta),
                     beta_schedule: self.beta_epoch.map_or(d.beta_schedule, |steps_per_epoch| {
                         BetaSchedule::PerEpoch { steps_per_epoch }
                     }),
@@ -147,7 +147,7 @@ fn defaults() -> String {
         ..Options::default()
     };
     options
-        .distill_config()
+        .distill_config(Dit::BETA)
         .map_or_else(|_| String::new(), |s| defaults_text(&s))
 }
 
@@ -164,22 +164,30 @@ struct Settings<'a> {
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
+    with_family!(Architecture::of(&args.student)?, recover(args, stop))
+}
+
+fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let options = &args.options;
     let resources = Resources::start();
     args.export.check()?;
-    let config = options.distill_config()?;
+    let config = options.distill_config(F::BETA)?;
     config.validate()?;
-    let mut model = DiTModel::load(&args.student)?;
-    let teacher = options.teacher.as_deref().map(DiTModel::load).transpose()?;
-    if let Some(teacher) = teacher.as_ref().filter(|t| t.diffusion != model.diffusion) {
+    let mut model = Model::<F>::load(&args.student)?;
+    let teacher = options
+        .teacher
+        .as_deref()
+        .map(Model::<F>::load)
+        .transpose()?;
+    if let Some(teacher) = teacher.as_ref().filter(|t| t.process != model.process) {
         let paths = (model.path.display(), teacher.path.display());
         return Err(Error::usage(format!(
-            "{} and {} were trained under different diffusions",
+            "{} and {} were trained under different processes",
             paths.0, paths.1
         ))
         .into());
     }
-    let teacher_net = teacher.as_ref().map(DiTModel::network).transpose()?;
+    let teacher_net = teacher.as_ref().map(Model::network).transpose()?;
     let wants_features = config
         .knowledge
         .as_ref()
@@ -200,7 +208,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     };
     let layers = match (&teacher, &selection) {
         (Some(teacher), Some((selection, path))) if wants_features => {
-            check_depth(selection, path, teacher.config.depth)?;
+            check_depth(selection, path, teacher.depth())?;
             Some(LayerMap::group_ends(selection)?)
         }
         (Some(_), None) if wants_features => {
@@ -235,8 +243,8 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let dir = RunDir::open(&args.out, &settings)?;
     let student = Student {
         weights: std::mem::take(&mut model.weights),
-        build: &|weights| Ok(DiT::new(&model.config, weights)?.recomputing(options.fit.recompute)),
-        is_fixed: &DiTConfig::is_fixed,
+        build: &|weights| F::network(&model.config, weights, 0.0, options.fit.recompute),
+        is_fixed: &F::is_fixed,
     };
     let progress = progress_bar("distill", config.fit.steps);
     let context = Run {
@@ -248,7 +256,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         &config,
         student,
         knowledge.as_ref(),
-        &objective(&model)?,
+        &model.objective()?,
         batches,
         context,
     )?;
@@ -257,14 +265,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         .with_cut_of(&model.provenance);
     provenance.steps = Some(config.fit.steps);
     for (place, dtype) in args.export.places(&args.out) {
-        save_dit(
-            &place,
-            &model.config,
-            &model.diffusion,
-            &outcome.averages,
-            &provenance,
-            dtype,
-        )?;
+        model.save(&place, &outcome.averages, &provenance, dtype)?;
         if let Some((selection, _)) = &selection {
             // So that a second recovery finds it, as it would beside the cut model.
             save_selection(&place, selection)?;
@@ -275,7 +276,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 }
 
 /// The selection that cut `model`, as far as the model's own record tells.
-fn selection_of(model: &DiTModel, path: &Path) -> Result<Selection> {
+fn selection_of<F: Family>(model: &Model<F>, path: &Path) -> Result<Selection> {
     let selection = read_selection(path)?;
     match &model.provenance.kept {
         Some(kept) if *kept != selection.kept => Err(Error::usage(format!(

@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .and_then(|a| a.as_str())
             .unwrap_or("not named");
         say!("model       {architecture}")?;
-        for section in ["model", "diffusion"] {
+        for section in ["model", "diffusion", "interpolant"] {
             if let Some(value) = config.get(section) {
                 say!("{section:<11} {value}")?;
             }

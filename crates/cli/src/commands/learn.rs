@@ -2,19 +2,18 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
-use tinyfusion::core::{BlockLayout, Error};
+use tinyfusion::core::Error;
 use tinyfusion::data::shapes::Split;
 use tinyfusion::mask::{Linear, Pattern};
-use tinyfusion::models::{DiT, DiTConfig};
 use tinyfusion::recover::{Blend, DeltaW, LearnConfig, LoraLayers, RunContext, Teacher, learn};
 use tinyfusion::train::{FitConfig, RunDir, Stop};
 
 use super::score::write_selection;
-use crate::model::DiTModel;
+use crate::family::{Architecture, Family, Model, with_family};
 use crate::output::progress_bar;
 use crate::resources::Resources;
 use crate::settings::{FitOptions, defaults_text, finite};
-use crate::training_data::{DataOptions, objective};
+use crate::training_data::DataOptions;
 
 /// Learn which blocks to keep so that the model recovers best after the cut.
 ///
@@ -172,15 +171,17 @@ struct Settings<'a> {
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
+    with_family!(Architecture::of(&args.model)?, search(args, stop))
+}
+
+fn search<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let options = &args.options;
     let resources = Resources::start();
     let config = options.learn_config()?;
     config.validate()?;
-    let mut model = DiTModel::load(&args.model)?;
+    let mut model = Model::<F>::load(&args.model)?;
     // Before the run's folder is made, so that a mistake leaves none behind.
-    config
-        .pattern
-        .groups(&BlockLayout::single(model.config.depth))?;
+    config.pattern.groups(&model.layout())?;
     let batches = options
         .data
         .batches(&model, Split::Train, config.seed, config.fit.batch_size)?;
@@ -191,10 +192,8 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     };
     let teacher = Teacher {
         weights: std::mem::take(&mut model.weights),
-        is_fixed: &DiTConfig::is_fixed,
-        build: &|weights, scale| {
-            Ok(DiT::with_lora(&model.config, weights, scale)?.recomputing(options.fit.recompute))
-        },
+        is_fixed: &F::is_fixed,
+        build: &|weights, scale| F::network(&model.config, weights, scale, options.fit.recompute),
     };
     let dir = RunDir::open(&args.out, &settings)?;
     let progress = progress_bar("learn", config.fit.steps);
@@ -203,7 +202,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         stop,
         progress: &progress,
     };
-    let mut learned = learn(&config, teacher, &objective(&model)?, batches, context)?;
+    let mut learned = learn(&config, teacher, &model.objective()?, batches, context)?;
     learned.selection.source_sha256 = Some(model.sha256.clone());
     write_selection(&args.out, &learned.selection)?;
     if learned.skipped > 0 {

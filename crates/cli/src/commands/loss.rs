@@ -9,9 +9,9 @@ use tinyfusion::recover::held_out_loss;
 use tinyfusion::train::Stop;
 
 use super::score::read_selection_for;
-use crate::model::DiTModel;
+use crate::family::{Architecture, Family, Model, with_family};
 use crate::output::{progress_bar, say};
-use crate::training_data::{DataOptions, MOST_IMAGES, held_out_objective};
+use crate::training_data::{DataOptions, MOST_IMAGES};
 
 /// The denoising loss on held-out images, with fixed timesteps and noise.
 ///
@@ -40,12 +40,16 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
+    with_family!(Architecture::of(&args.model)?, judge(args, stop))
+}
+
+fn judge<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     const BATCH: usize = 128;
     if !(2..=MOST_IMAGES).contains(&args.images) {
         return Err(Error::usage(format!("images must be from 2 to {MOST_IMAGES}")).into());
     }
-    let model = DiTModel::load(&args.model)?;
-    let depth = model.config.depth;
+    let model = Model::<F>::load(&args.model)?;
+    let depth = model.depth();
     let selection = match &args.selection {
         None => None,
         Some(path) => Some(read_selection_for(path, depth)?),
@@ -74,7 +78,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let estimate = held_out_loss(
         &model.network()?,
         &plan,
-        &held_out_objective(&model)?,
+        &F::objective(&model.config, &model.process, true)?,
         batches,
         args.seed,
     )?;

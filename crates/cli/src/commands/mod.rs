@@ -7,7 +7,7 @@ mod learn;
 mod loss;
 mod models;
 mod pretrain;
-mod sample;
+pub(crate) mod sample;
 mod score;
 
 use std::ffi::OsString;

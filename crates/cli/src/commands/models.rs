@@ -1,6 +1,7 @@
 use anyhow::Result;
-use serde_json::json;
-use tinyfusion::models::presets;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tinyfusion::models::{DiTConfig, Preset, SiTConfig, presets};
 
 use crate::output::say;
 
@@ -14,17 +15,49 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// A line of the list.
+struct Row {
+    name: String,
+    depth: String,
+    width: usize,
+    heads: usize,
+    patch: usize,
+    parameters: usize,
+    config: Value,
+}
+
+fn rows() -> Result<Vec<Row>> {
+    let dits = presets();
+    let sits = SiTConfig::presets();
+    let dits = dits.iter().map(|p| of_dit(p, &p.config));
+    let sits = sits.iter().map(|p| of_dit(p, &p.config.0));
+    dits.chain(sits).collect()
+}
+
+fn of_dit<C: Serialize>(preset: &Preset<C>, sizes: &DiTConfig) -> Result<Row> {
+    Ok(Row {
+        name: preset.name.clone(),
+        depth: sizes.depth.to_string(),
+        width: sizes.hidden_size,
+        heads: sizes.num_heads,
+        patch: sizes.patch_size,
+        parameters: sizes.parameters(),
+        config: serde_json::to_value(&preset.config)?,
+    })
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let rows = rows()?;
     if args.json {
-        let all: Vec<_> = presets()
+        let all: Vec<_> = rows
             .iter()
-            .map(|p| json!({ "name": p.name, "parameters": p.config.parameters(), "config": p.config }))
+            .map(|r| json!({ "name": r.name, "parameters": r.parameters, "config": r.config }))
             .collect();
         say!("{:#}", json!(all))?;
         return Ok(());
     }
     say!(
-        "{:<10} {:>5} {:>6} {:>6} {:>6} {:>12}",
+        "{:<10} {:>7} {:>6} {:>6} {:>6} {:>12}",
         "name",
         "depth",
         "width",
@@ -32,16 +65,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "patch",
         "parameters"
     )?;
-    for p in presets() {
-        let c = &p.config;
+    for r in rows {
         say!(
-            "{:<10} {:>5} {:>6} {:>6} {:>6} {:>10.1} M",
-            p.name,
-            c.depth,
-            c.hidden_size,
-            c.num_heads,
-            c.patch_size,
-            c.parameters() as f64 / 1e6
+            "{:<10} {:>7} {:>6} {:>6} {:>6} {:>10.1} M",
+            r.name,
+            r.depth,
+            r.width,
+            r.heads,
+            r.patch,
+            r.parameters as f64 / 1e6
         )?;
     }
     Ok(())

@@ -1,25 +1,30 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use candle_core::Device;
 use serde::Serialize;
-use tinyfusion::checkpoint::Provenance;
+use tinyfusion::checkpoint::{DTypePolicy, Provenance, load_model_dir};
+use tinyfusion::core::Error;
 use tinyfusion::data::shapes::{self, Split};
-use tinyfusion::diffusion::{BetaSchedule, DiffusionConfig, Variance};
+use tinyfusion::diffusion::{BetaSchedule, DiffusionConfig, InterpolantConfig, Variance};
 use tinyfusion::distill::{DistillConfig, Run, Student, distill};
-use tinyfusion::models::{ClassifierConfig, DiT, DiTConfig};
+use tinyfusion::models::{ClassifierConfig, DiTConfig, SiTConfig};
 use tinyfusion::train::{FitConfig, LrSchedule, Outcome, RunDir, Stop};
 
 use crate::classifier;
-use crate::model::{DiTModel, save_classifier, save_dit};
+use crate::family::{Dit, Family, Model, Sit};
+use crate::model::save_classifier;
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::settings::{ExportOptions, FitOptions, defaults_text};
-use crate::training_data::{DataOptions, objective};
+use crate::training_data::DataOptions;
 
-/// Train the embedded experiment's teacher or classifier from nothing.
+/// Train one of the embedded experiment's teachers, or its classifier.
 ///
-/// Example: tinyfusion pretrain runs/teacher --what dit --steps 20000 --lr 1e-3
+/// Examples:
+///   tinyfusion pretrain runs/teacher --what dit --steps 20000 --lr 1e-3
+///   tinyfusion pretrain runs/sit --what sit --from assets/teacher --steps 6000
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, after_help = defaults())]
 pub(crate) struct Args {
@@ -36,6 +41,8 @@ pub(crate) struct Args {
 enum What {
     /// The diffusion transformer
     Dit,
+    /// The same network under an interpolant
+    Sit,
     /// The classifier that judges its samples
     Classifier,
 }
@@ -45,6 +52,10 @@ struct Options {
     /// What to train
     #[arg(long)]
     what: Option<What>,
+    /// Begin with the weights of this model directory, whose tensors must be the same by name and shape, and not
+    /// with fresh ones: a DiT's can become a SiT's
+    #[arg(long, value_name = "MODEL")]
+    from: Option<PathBuf>,
     /// Blocks
     #[arg(long)]
     depth: Option<usize>,
@@ -93,6 +104,16 @@ impl Options {
     }
 }
 
+/// The cosine schedule spends more of its steps where a small image's structure is decided (Nichol & Dhariwal 2021,
+/// §3.2).
+fn pixel_diffusion() -> DiffusionConfig {
+    DiffusionConfig {
+        schedule: BetaSchedule::Cosine,
+        variance: Variance::FixedLarge,
+        ..DiffusionConfig::default()
+    }
+}
+
 /// For the help.
 fn defaults() -> String {
     let options = Options::default();
@@ -102,20 +123,24 @@ fn defaults() -> String {
         lr: options.schedule(),
         fit: &options.budget(),
         model: &options.dit(),
-        diffusion: None,
+        process: BTreeMap::<_, ()>::new(),
+        from_sha256: None,
     })
 }
 
 /// Everything that decides the outcome, as written to `config.toml`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Settings<'a, M> {
+struct Settings<'a, M, P = ()> {
     what: What,
     seed: u64,
     lr: LrSchedule,
     fit: &'a FitConfig,
     model: &'a M,
-    diffusion: Option<&'a DiffusionConfig>,
+    /// The process, under its family's name.
+    #[serde(flatten)]
+    process: BTreeMap<&'static str, P>,
+    from_sha256: Option<&'a str>,
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
@@ -132,7 +157,10 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     };
     job.fit.validate()?;
     let outcome = match job.options.what.unwrap_or(What::Dit) {
-        What::Dit => job.dit()?,
+        What::Dit => job.teacher::<Dit>(job.options.dit(), pixel_diffusion())?,
+        What::Sit => {
+            job.teacher::<Sit>(SiTConfig(job.options.dit()), InterpolantConfig::default())?
+        }
         What::Classifier => job.classifier()?,
     };
     resources.write(&args.out, Some(outcome.seconds))?;
@@ -150,23 +178,6 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn dir<M: Serialize>(
-        &self,
-        what: What,
-        model: &M,
-        diffusion: Option<&DiffusionConfig>,
-    ) -> Result<RunDir> {
-        let settings = Settings {
-            what,
-            seed: self.seed,
-            lr: self.lr,
-            fit: &self.fit,
-            model,
-            diffusion,
-        };
-        Ok(RunDir::open(&self.args.out, &settings)?)
-    }
-
     fn provenance(&self) -> Provenance {
         let mut provenance = Provenance::of_command(super::command_line());
         provenance.steps = Some(self.fit.steps);
@@ -176,30 +187,35 @@ impl Job<'_> {
         provenance
     }
 
-    fn dit(&self) -> Result<Outcome> {
+    fn teacher<F: Family>(&self, config: F::Config, process: F::Process) -> Result<Outcome> {
         let o = self.options;
-        let config = o.dit();
-        // The cosine schedule spends more of its steps where a small image's structure is decided
-        // (Nichol & Dhariwal 2021, §3.2).
-        let diffusion = DiffusionConfig {
-            schedule: BetaSchedule::Cosine,
-            variance: Variance::FixedLarge,
-            ..DiffusionConfig::default()
+        F::validate(&config, &process)?;
+        let (weights, from) = match &o.from {
+            None => (F::init(&config, self.seed)?, None),
+            Some(path) => {
+                let from = load_model_dir(path, DTypePolicy::F32, &Device::Cpu)?
+                    .checked(&F::params(&config))?;
+                (
+                    from.weights.tensors,
+                    Some((from.weights.sha256, from.provenance)),
+                )
+            }
         };
-        config.validate()?;
-        let dir = self.dir(What::Dit, &config, Some(&diffusion))?;
-        let mut model = DiTModel {
-            weights: config.init(self.seed, &Device::Cpu)?,
-            config,
-            diffusion,
-            sha256: String::new(),
-            path: self.args.out.clone(),
-            provenance: Provenance::default(),
+        let settings = Settings {
+            what: o.what.unwrap_or(What::Dit),
+            seed: self.seed,
+            lr: self.lr,
+            fit: &self.fit,
+            model: &config,
+            process: F::PROCESS.map(|key| (key, &process)).into_iter().collect(),
+            from_sha256: from.as_ref().map(|(sha256, _)| sha256.as_str()),
         };
+        let dir = RunDir::open(&self.args.out, &settings)?;
+        let mut model = Model::<F>::fresh(&self.args.out, config, process, weights);
         let student = Student {
             weights: std::mem::take(&mut model.weights),
-            build: &|weights| Ok(DiT::new(&model.config, weights)?.recomputing(o.fit.recompute)),
-            is_fixed: &DiTConfig::is_fixed,
+            build: &|weights| F::network(&model.config, weights, 0.0, o.fit.recompute),
+            is_fixed: &F::is_fixed,
         };
         // Training from nothing is plain fine-tuning of fresh weights.
         let settings = DistillConfig {
@@ -214,7 +230,7 @@ impl Job<'_> {
             &settings,
             student,
             None,
-            &objective(&model)?,
+            &model.objective()?,
             data.batches(&model, Split::Train, self.seed, self.fit.batch_size)?,
             Run {
                 dir: &dir,
@@ -222,15 +238,12 @@ impl Job<'_> {
                 progress: &progress,
             },
         )?;
+        let mut provenance = self.provenance();
+        if let Some((sha256, parent)) = &from {
+            provenance = provenance.with_parent(sha256, parent);
+        }
         for (place, dtype) in self.args.export.places(&self.args.out) {
-            save_dit(
-                &place,
-                &model.config,
-                &model.diffusion,
-                &outcome.averages,
-                &self.provenance(),
-                dtype,
-            )?;
+            model.save(&place, &outcome.averages, &provenance, dtype)?;
         }
         Ok(outcome)
     }
@@ -247,7 +260,23 @@ impl Job<'_> {
             ..defaults
         };
         config.validate()?;
-        let dir = self.dir(What::Classifier, &config, None)?;
+        if o.from.is_some() {
+            return Err(
+                Error::usage("the classifier is trained from nothing: leave --from out").into(),
+            );
+        }
+        let dir = RunDir::open(
+            &self.args.out,
+            &Settings {
+                what: What::Classifier,
+                seed: self.seed,
+                lr: self.lr,
+                fit: &self.fit,
+                model: &config,
+                process: BTreeMap::<_, ()>::new(),
+                from_sha256: None,
+            },
+        )?;
         let outcome = classifier::train(&config, self.seed, self.lr, &self.fit, &dir, self.stop)?;
         let accuracy = classifier::held_out_accuracy(&config, &outcome.averages)?;
         let mut provenance = self.provenance();

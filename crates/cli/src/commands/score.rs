@@ -2,10 +2,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use tinyfusion::checkpoint::{CONFIG_FILE, write_atomic};
-use tinyfusion::core::{BlockLayout, Error, Selection};
+use tinyfusion::core::{Error, Selection};
 use tinyfusion::mask::{Pattern, oracle_selection, random_selection};
 
-use crate::model::DiTModel;
+use crate::family::{Architecture, Family, Model, with_family};
 use crate::output::say;
 use crate::resources::Resources;
 
@@ -41,6 +41,10 @@ enum Criterion {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    with_family!(Architecture::of(&args.model)?, score(args))
+}
+
+fn score<F: Family>(args: &Args) -> Result<()> {
     let resources = Resources::start();
     if matches!(args.criterion, Criterion::Oracle)
         && (args.pattern.is_some() || args.seed.is_some())
@@ -50,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         )
         .into());
     }
-    let model = DiTModel::load(&args.model)?;
+    let model = Model::<F>::load(&args.model)?;
     if args.out.join(CONFIG_FILE).exists() {
         return Err(Error::usage(format!(
             "{} is a model's folder: the selection in it would be taken for the one that cut the model; use another",
@@ -58,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ))
         .into());
     }
-    let layout = BlockLayout::single(model.config.depth);
+    let layout = model.layout();
     let mut selection = match args.criterion {
         Criterion::Oracle => oracle_selection(&layout)?,
         Criterion::Random => {

@@ -11,7 +11,7 @@ use tinyfusion::models::{DiTConfig, preset};
 
 use super::{Case, Kind};
 use crate::commands::{command_line, score::write_selection};
-use crate::model::save_dit;
+use crate::family::{self, Dit};
 use crate::output::say;
 
 #[derive(clap::Args)]
@@ -122,7 +122,7 @@ fn save(path: &Path, config: &DiTConfig, weights: &StateDict) -> Result<()> {
         std::fs::remove_dir_all(path).map_err(|e| Error::file(path, e))?;
     }
     let provenance = Provenance::of_command(command_line());
-    save_dit(
+    family::save::<Dit>(
         path,
         config,
         &DiffusionConfig::default(),

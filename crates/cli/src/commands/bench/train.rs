@@ -14,8 +14,7 @@ use super::turns::Turns;
 use super::worker::Batch;
 use super::{Case, Kind};
 use crate::commands::score::read_selection_for;
-use crate::model::DiTModel;
-use crate::training_data::objective;
+use crate::family::DiTModel;
 
 /// Steps that never come: the loop is left at the end of input.
 const ENDLESS: u64 = 1 << 40;
@@ -72,7 +71,7 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
                 stop: &stop,
                 progress: &progress,
             };
-            learn(&config, teacher, &objective(&model)?, batches, context).map(|_| ())
+            learn(&config, teacher, &model.objective()?, batches, context).map(|_| ())
         }
         _ => {
             let is_kd = case.kind == Kind::MaskedKd;
@@ -118,7 +117,7 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
                 &config,
                 student,
                 knowledge.as_ref(),
-                &objective(&model)?,
+                &model.objective()?,
                 batches,
                 context,
             )

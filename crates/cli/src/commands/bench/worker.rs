@@ -13,7 +13,7 @@ use tinyfusion::nn::{Lanes, ops};
 
 use super::turns::repeat;
 use super::{Case, Kind, train};
-use crate::model::DiTModel;
+use crate::family::DiTModel;
 use crate::output::say;
 use crate::resources::peak_rss;
 
@@ -128,7 +128,7 @@ fn forward(folder: &Path) -> Result<()> {
 fn sampling(folder: &Path) -> Result<()> {
     let model = DiTModel::load(&folder.join("model"))?;
     let net = model.network()?;
-    let process = GaussianDiffusion::new(model.diffusion.clone())?;
+    let process = GaussianDiffusion::new(model.process.clone())?;
     let batch = Batch::read(folder)?;
     let (x, noise) = (batch.get("x")?, batch.get("noise")?);
     let (t, y) = (batch.whole("t")?, batch.whole("y")?);

@@ -1,0 +1,409 @@
+//! `tinyfusion sample`: what is the same for every family is here, how a family draws in a file of its own.
+
+mod flow;
+mod gaussian;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+use tinyfusion::checkpoint::write_atomic;
+use tinyfusion::core::{BlockStack, Error, LatentQuery, Plan, StepRng, run as run_plan, stream};
+use tinyfusion::data::{grid, to_uint8};
+use tinyfusion::diffusion::{Guidance, GuidedChannels, Respacing};
+use tinyfusion::nn::Lanes;
+use tinyfusion::train::{Progress, Stop};
+
+pub(crate) use flow::FlowDrawing;
+pub(crate) use gaussian::GaussianDrawing;
+
+use crate::family::{Architecture, Family, Model, Samples, with_family};
+use crate::output::{progress_bar, say};
+use crate::resources::Resources;
+use crate::settings::finite;
+use crate::training_data::MOST_IMAGES;
+
+/// Draw images: samples.npz, a PNG grid and the speed.
+///
+/// Image i has class i mod K, and its noise depends on the seed and i alone: grids of different models
+/// start from the same noise. A model of latents gives its latents, (N, C, H, W) f32, and no grid.
+///
+/// Examples:
+///   tinyfusion sample assets/teacher runs/images --count 100 --sampler ddim --steps 50 --cfg 2.0
+///   tinyfusion sample SIT runs/images --sampler sde-euler --steps 250 --form sigma --last-step mean
+#[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// Model directory
+    model: PathBuf,
+    /// Folder that gets samples.npz, grid.png and sample.json
+    out: PathBuf,
+    /// Images to draw
+    #[arg(long, default_value_t = 100)]
+    count: usize,
+    #[command(flatten)]
+    settings: Settings,
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Images drawn at a time, per core
+    #[arg(long, default_value_t = 50)]
+    batch_size: usize,
+    /// Columns of the PNG grid, which shows at most ten rows
+    #[arg(long, default_value_t = 10)]
+    grid_columns: usize,
+}
+
+/// How is drawn. What a family or a sampler does not know is refused by it.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Settings {
+    /// Sampler [default: ddim of a DiT, heun of a SiT]
+    #[arg(long, value_enum)]
+    sampler: Option<Sampler>,
+    /// Sampling steps: every k-th timestep for DDIM, an even spread for the others [default: 50 of a DiT, 25 of a SiT,
+    /// whose Heun asks the network twice a step]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// DiT: which timesteps are visited, in place of --steps: "250" (an even spread), "10,20,30" (so many in each of
+    /// three sections), "ddim50" (every k-th) or "" (all)
+    #[arg(long, value_name = "TEXT", conflicts_with = "steps")]
+    respacing: Option<Respacing>,
+    /// Randomness of DDIM, from 0 (deterministic, the default) to 1 (as much as DDPM's)
+    #[arg(long, value_parser = finite)]
+    eta: Option<f64>,
+    /// Classifier-free guidance (1 is none, 0 ignores the class)
+    #[arg(long, default_value_t = 2.0, value_parser = finite)]
+    cfg: f64,
+    /// Channels that are guided: DiT and SiT on latents guide three of four
+    #[arg(long, value_enum, default_value_t = Channels::All)]
+    cfg_channels: Channels,
+    /// DiT: clamp estimates of the clean image to [-1, 1] (right, and the default, for pixels but not for latents)
+    #[arg(long)]
+    clip: Option<bool>,
+    #[command(flatten)]
+    flow: flow::FlowFlags,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Sampler {
+    /// DiT: ancestral sampling
+    Ddpm,
+    /// DiT: every k-th timestep, deterministic without --eta
+    Ddim,
+    /// DiT: DPM-Solver++(2M)
+    Dpm,
+    /// SiT: the flow's equation, first order
+    Euler,
+    /// SiT: the flow's equation, second order
+    Heun,
+    /// SiT: the flow's equation by Dormand-Prince 5(4), whose steps --atol and --rtol decide for a whole batch
+    Dopri5,
+    /// SiT: the stochastic equation, Euler-Maruyama
+    SdeEuler,
+    /// SiT: the stochastic equation, Heun
+    SdeHeun,
+}
+
+impl Sampler {
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |v| v.get_name().to_owned())
+    }
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Channels {
+    FirstThree,
+    All,
+}
+
+/// How the images of one run are drawn; one for each kind of process.
+pub(crate) trait Drawing: Sync {
+    /// Calls of `on_step` for a batch; none where the solver chooses its steps.
+    fn steps(&self) -> Option<usize>;
+    /// What sample.json says of it.
+    fn report(&self) -> Map<String, Value>;
+    /// Samples (B, C, H, W) f32 of the `classes` (B).
+    fn draw(
+        &self,
+        classes: &[u32],
+        noise: &mut Noise,
+        on_step: &dyn Fn() -> tinyfusion::core::Result<()>,
+    ) -> tinyfusion::core::Result<Tensor>;
+}
+
+/// The noise of some images, each from a generator of its own: who its neighbours are does not show.
+pub(crate) struct Noise(Vec<StepRng>);
+
+impl Noise {
+    fn new(seed: u64, images: std::ops::Range<usize>) -> Self {
+        Self(
+            images
+                .map(|i| StepRng::new(seed, i as u64, stream::SAMPLE))
+                .collect(),
+        )
+    }
+
+    /// Standard normal (B, C, H, W).
+    fn normal(&mut self, of: Samples) -> tinyfusion::core::Result<Tensor> {
+        let shape = (1, of.channels, of.size, of.size);
+        let each = self
+            .0
+            .iter_mut()
+            .map(|rng| rng.normal(shape, &Device::Cpu))
+            .collect::<tinyfusion::core::Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&each, 0)?)
+    }
+}
+
+/// A network that is asked a latent, its time and its class, with guidance.
+struct Guided<'a, N> {
+    net: N,
+    samples: Samples,
+    settings: &'a Settings,
+}
+
+impl<N: BlockStack<Input = LatentQuery>> Guided<'_, N> {
+    /// The guided estimate (B, C', H, W) for x (B, C, H, W) at the times t (B,).
+    fn ask(&self, x: &Tensor, t: &Tensor, classes: &[u32]) -> tinyfusion::core::Result<Tensor> {
+        let plan = Plan::full(self.net.layout().depth());
+        let plain = |x: &Tensor, t: &Tensor, y: &[u32]| {
+            let query = LatentQuery {
+                x: x.clone(),
+                t: t.clone(),
+                y: Tensor::new(y, &Device::Cpu)?,
+            };
+            Ok(run_plan(&self.net, &query, &plan)?.output)
+        };
+        if self.settings.cfg == 1.0 {
+            return plain(x, t, classes);
+        }
+        let mut doubled = classes.to_vec();
+        doubled.resize(2 * classes.len(), self.samples.classes as u32);
+        let guidance = Guidance {
+            scale: self.settings.cfg,
+            channels: match self.settings.cfg_channels {
+                Channels::FirstThree => GuidedChannels::FirstThree,
+                Channels::All => GuidedChannels::All,
+            },
+        };
+        guidance.guide(x, t, |x, t| plain(x, t, &doubled))
+    }
+}
+
+impl Settings {
+    /// The number of steps where `default` of them are taken without a flag.
+    fn steps_or(&self, default: usize) -> usize {
+        self.steps.unwrap_or(default)
+    }
+
+    /// An error where one of `flags` was given, which mean nothing to `whom`.
+    fn refuse(whom: &str, flags: &[(&str, bool)]) -> tinyfusion::core::Result<()> {
+        match flags.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Error::usage(format!("{flag} does nothing with {whom}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The guidance's entries in sample.json.
+    fn report(&self, sampler: Sampler) -> Map<String, Value> {
+        let mut all = Map::new();
+        all.insert("sampler".into(), sampler.name().into());
+        all.insert("cfg".into(), self.cfg.into());
+        let channels = self.cfg_channels.to_possible_value();
+        all.insert(
+            "cfg_channels".into(),
+            json!(channels.map(|v| v.get_name().to_owned())),
+        );
+        all
+    }
+}
+
+impl Args {
+    fn check(&self) -> tinyfusion::core::Result<()> {
+        let usage = |what: String| Err(Error::usage(what));
+        if self.count == 0
+            || self.settings.steps == Some(0)
+            || self.batch_size == 0
+            || self.grid_columns == 0
+        {
+            return usage("count, steps, batch-size and grid-columns must be at least 1".into());
+        }
+        if self.count as u64 > MOST_IMAGES {
+            return usage(format!(
+                "count is {}, at most {MOST_IMAGES} at a time",
+                self.count
+            ));
+        }
+        let cfg = self.settings.cfg;
+        if cfg < 0.0 {
+            return usage(format!("cfg is {cfg}: guidance is 0 or more (1 is none)"));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
+    args.check()?;
+    with_family!(Architecture::of(&args.model)?, draw(args, stop))
+}
+
+fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
+    let resources = Resources::start();
+    let model = Model::<F>::load(&args.model)?;
+    let samples = model.samples();
+    if args.settings.cfg != 1.0 && !samples.null_class {
+        return Err(Error::usage(
+            "the model was trained without a null class: guidance needs --cfg 1",
+        )
+        .into());
+    }
+    let drawing = F::drawing(&model, &args.settings)?;
+    let batches: Vec<usize> = (0..args.count).step_by(args.batch_size).collect();
+    let units = batches.len() * drawing.steps().unwrap_or(1);
+    let job = Job {
+        args,
+        drawing: &*drawing,
+        samples,
+        sha256: &model.sha256,
+        progress: progress_bar("sample", units as u64),
+        done: AtomicU64::new(0),
+        stop,
+    };
+    let started = Instant::now();
+    // Batches side by side, one a core: candle's own operations use one core each.
+    let drawn = Lanes::new(batches.len())?.run(batches, |start| {
+        job.batch(start..(start + args.batch_size).min(args.count))
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    job.progress.finish();
+    job.write(&Tensor::cat(&drawn, 0)?, seconds)?; // (N, C, H, W)
+    resources.write(&args.out, None)
+}
+
+struct Job<'a> {
+    args: &'a Args,
+    drawing: &'a dyn Drawing,
+    samples: Samples,
+    sha256: &'a str,
+    progress: Progress,
+    done: AtomicU64,
+    stop: &'a Stop,
+}
+
+impl Job<'_> {
+    fn class(&self, image: usize) -> u32 {
+        (image % self.samples.classes) as u32
+    }
+
+    /// Some of the samples as (B, C, H, W): images in u8, latents in f32.
+    fn batch(&self, images: std::ops::Range<usize>) -> tinyfusion::core::Result<Tensor> {
+        let classes: Vec<u32> = images.clone().map(|i| self.class(i)).collect();
+        let advance = || {
+            let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+            self.progress.set(done, String::new());
+        };
+        let counts_steps = self.drawing.steps().is_some();
+        let on_step = || {
+            if counts_steps {
+                advance();
+            }
+            if self.stop.requested() {
+                Err(Error::Stopped)
+            } else {
+                Ok(())
+            }
+        };
+        let mut noise = Noise::new(self.args.seed, images);
+        let x = self.drawing.draw(&classes, &mut noise, &on_step)?;
+        if !counts_steps {
+            advance();
+        }
+        if self.samples.are_pixels() {
+            to_uint8(&x)
+        } else {
+            Ok(x)
+        }
+    }
+
+    fn write(&self, samples: &Tensor, seconds: f64) -> Result<()> {
+        let args = self.args;
+        let out = &args.out;
+        let pixels = self.samples.are_pixels();
+        std::fs::create_dir_all(out).map_err(|e| Error::file(out, e))?;
+        let labels: Vec<i64> = (0..args.count).map(|i| i64::from(self.class(i))).collect();
+        let labels = Tensor::from_vec(labels, args.count, &Device::Cpu)?;
+        let array = if pixels {
+            samples.permute((0, 2, 3, 1))?.contiguous()? // (N, H, W, C)
+        } else {
+            samples.clone() // (N, C, H, W)
+        };
+        write_npz(
+            &out.join("samples.npz"),
+            &[("arr_0", &array), ("arr_1", &labels)],
+        )?;
+        if pixels {
+            let shown = args.count.min(args.grid_columns.saturating_mul(10));
+            let picture = grid(&samples.narrow(0, 0, shown)?, args.grid_columns, 1)?;
+            write_atomic(out.join("grid.png"), |f| {
+                let mut bytes = std::io::Cursor::new(Vec::new());
+                picture
+                    .write_to(&mut bytes, image::ImageFormat::Png)
+                    .map_err(std::io::Error::other)?;
+                f.write_all(bytes.get_ref())
+            })?;
+        }
+        let speed = args.count as f64 / seconds;
+        let mut report = json!({
+            "count": args.count,
+            "seconds": seconds,
+            "images_per_second": speed,
+            "seed": args.seed,
+            "batch_size": args.batch_size,
+            "grid_columns": args.grid_columns,
+            "model": args.model,
+            "model_sha256": self.sha256,
+        });
+        if let Some(all) = report.as_object_mut() {
+            all.extend(self.drawing.report());
+        }
+        write_atomic(out.join("sample.json"), |f| {
+            f.write_all(format!("{report:#}\n").as_bytes())
+        })?;
+        let what = if pixels {
+            "images".to_string()
+        } else {
+            // Nothing in this program turns latents into pictures.
+            format!("latents of {} channels (no grid)", samples.dim(1)?)
+        };
+        Ok(say!(
+            "{}: {} {what}, {speed:.1} a second",
+            out.display(),
+            args.count
+        )?)
+    }
+}
+
+/// An .npz under its final name only when it is whole.
+fn write_npz(path: &Path, arrays: &[(&str, &Tensor)]) -> Result<()> {
+    // candle writes to a path of its own; the bytes then go the way of every other file.
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let scratch = tempfile::Builder::new()
+        .prefix(".samples-")
+        .suffix(".partial")
+        .tempfile_in(folder)
+        .map_err(|e| Error::file(folder, e))?;
+    Tensor::write_npz(arrays, scratch.path()).map_err(|e| Error::file(path, e))?;
+    scratch
+        .as_file()
+        .sync_all()
+        .map_err(|e| Error::file(path, e))?;
+    scratch
+        .persist(path)
+        .map_err(|e| Error::file(path, e.error))?;
+    Ok(())
+}

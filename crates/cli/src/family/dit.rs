@@ -1,0 +1,110 @@
+use anyhow::Result;
+use candle_core::Device;
+use tinyfusion::checkpoint::keep_blocks;
+use tinyfusion::core::{BlockLayout, Error, ParamSpec, StateDict};
+use tinyfusion::diffusion::{DenoisingObjective, DiffusionConfig, GaussianDiffusion, LabelDrop};
+use tinyfusion::models::{DiT, DiTConfig};
+
+use super::{Family, Model, Samples};
+use crate::commands::sample::{Drawing, GaussianDrawing, Settings};
+
+/// DiT (Peebles & Xie, 2212.09748).
+pub(crate) struct Dit;
+
+impl Family for Dit {
+    const NAME: &'static str = "DiT";
+    const PROCESS: Option<&'static str> = Some("diffusion");
+    const BETA: f64 = 1e-2;
+    type Config = DiTConfig;
+    type Process = DiffusionConfig;
+    type Net = DiT;
+    type Objective = DenoisingObjective;
+
+    fn validate(config: &DiTConfig, process: &DiffusionConfig) -> tinyfusion::core::Result<()> {
+        config.validate()?;
+        let outputs = GaussianDiffusion::new(process.clone())?.output_channels(config.in_channels);
+        if outputs == config.out_channels() {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "the diffusion ({:?}) needs {outputs} output channels, the model has {} (learn_sigma = {}); a network \
+             without learned σ needs \"diffusion\": {{\"variance\": \"fixed_large\"}} or \"fixed_small\"",
+            process.variance,
+            config.out_channels(),
+            config.learn_sigma
+        )))
+    }
+
+    fn params(config: &DiTConfig) -> Vec<ParamSpec> {
+        config.params()
+    }
+
+    fn init(config: &DiTConfig, seed: u64) -> tinyfusion::core::Result<StateDict> {
+        config.init(seed, &Device::Cpu)
+    }
+
+    fn is_fixed(name: &str) -> bool {
+        DiTConfig::is_fixed(name)
+    }
+
+    fn layout(config: &DiTConfig) -> BlockLayout {
+        BlockLayout::single(config.depth)
+    }
+
+    fn samples(config: &DiTConfig) -> Samples {
+        Samples {
+            channels: config.in_channels,
+            size: config.input_size,
+            classes: config.num_classes,
+            null_class: config.class_dropout_prob > 0.0,
+        }
+    }
+
+    fn keep(
+        config: &DiTConfig,
+        weights: &StateDict,
+        kept: &[usize],
+    ) -> tinyfusion::core::Result<(DiTConfig, StateDict)> {
+        Ok((
+            config.with_depth(kept.len()),
+            keep_blocks(weights, "blocks", kept)?,
+        ))
+    }
+
+    fn network(
+        config: &DiTConfig,
+        weights: &StateDict,
+        lora: f64,
+        recompute: bool,
+    ) -> tinyfusion::core::Result<DiT> {
+        Ok(DiT::with_lora(config, weights, lora)?.recomputing(recompute))
+    }
+
+    fn objective(
+        config: &DiTConfig,
+        process: &DiffusionConfig,
+        held_out: bool,
+    ) -> tinyfusion::core::Result<DenoisingObjective> {
+        let labels = label_drop(config, held_out);
+        DenoisingObjective::new(GaussianDiffusion::new(process.clone())?, labels)
+    }
+
+    fn drawing<'a>(
+        model: &'a Model<Self>,
+        settings: &'a Settings,
+    ) -> Result<Box<dyn Drawing + 'a>> {
+        Ok(Box::new(GaussianDrawing::new(model, settings)?))
+    }
+}
+
+/// How labels are dropped in training, and not at all in judging.
+pub(super) fn label_drop(config: &DiTConfig, held_out: bool) -> LabelDrop {
+    LabelDrop {
+        num_classes: config.num_classes as u32,
+        probability: if held_out {
+            0.0
+        } else {
+            config.class_dropout_prob
+        },
+    }
+}

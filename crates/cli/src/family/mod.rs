@@ -1,0 +1,271 @@
+//! The one enum over model families: a command asks [`Architecture::of`] what it was given, and is generic below.
+
+mod dit;
+mod sit;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use candle_core::Device;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use tinyfusion::checkpoint::{DTypePolicy, Provenance, inspect, load_model_dir, save_model_dir};
+use tinyfusion::core::{BlockLayout, BlockStack, Error, LatentBatch, ParamSpec, StateDict};
+use tinyfusion::diffusion::Objective;
+
+pub(crate) use dit::Dit;
+pub(crate) use sit::Sit;
+
+use crate::commands::sample::{Drawing, Settings};
+use crate::model::{make_parent, section};
+
+/// What the commands need to know of a model family.
+pub(crate) trait Family: Sized + 'static {
+    /// Its name in config.json.
+    const NAME: &'static str;
+    /// The key of its process there, where it has settings of its own.
+    const PROCESS: Option<&'static str>;
+    /// Weight of the hidden states at the first step of distillation (β).
+    const BETA: f64;
+    /// Sizes of the network.
+    type Config: Clone + Serialize + DeserializeOwned + Sync;
+    /// The process that it was trained under.
+    type Process: Clone + Default + PartialEq + Serialize + DeserializeOwned + Sync;
+    type Net: BlockStack + Send + Sync;
+    type Objective: Objective<Self::Net, Batch = LatentBatch> + Sync;
+
+    /// Checks the sizes, the process, and that they go together.
+    fn validate(config: &Self::Config, process: &Self::Process) -> tinyfusion::core::Result<()>;
+    /// Every tensor of the network, of sizes that were checked.
+    fn params(config: &Self::Config) -> Vec<ParamSpec>;
+    /// Fresh weights.
+    fn init(config: &Self::Config, seed: u64) -> tinyfusion::core::Result<StateDict>;
+    /// Whether a tensor is a fixed table.
+    fn is_fixed(name: &str) -> bool;
+    fn layout(config: &Self::Config) -> BlockLayout;
+    /// What it draws.
+    fn samples(config: &Self::Config) -> Samples;
+    /// Sizes and weights with only the blocks `kept`.
+    fn keep(
+        config: &Self::Config,
+        weights: &StateDict,
+        kept: &[usize],
+    ) -> tinyfusion::core::Result<(Self::Config, StateDict)>;
+    /// The network; `lora` scales low-rank tensors that stand beside the weights (0: there are none).
+    fn network(
+        config: &Self::Config,
+        weights: &StateDict,
+        lora: f64,
+        recompute: bool,
+    ) -> tinyfusion::core::Result<Self::Net>;
+    /// Its own training problem; held out, nothing is dropped.
+    fn objective(
+        config: &Self::Config,
+        process: &Self::Process,
+        held_out: bool,
+    ) -> tinyfusion::core::Result<Self::Objective>;
+    /// How it draws.
+    fn drawing<'a>(model: &'a Model<Self>, settings: &'a Settings)
+    -> Result<Box<dyn Drawing + 'a>>;
+}
+
+/// What a model draws: (C, H, W) values of K classes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Samples {
+    pub(crate) channels: usize,
+    pub(crate) size: usize,
+    pub(crate) classes: usize,
+    /// Whether it learned a null class, which guidance needs.
+    pub(crate) null_class: bool,
+}
+
+impl Samples {
+    /// Whether they are images, and not latents.
+    pub(crate) fn are_pixels(self) -> bool {
+        self.channels == 3
+    }
+}
+
+/// The families by name.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Architecture {
+    Dit,
+    Sit,
+}
+
+impl Architecture {
+    const ALL: [(&'static str, Self); 2] = [(Dit::NAME, Self::Dit), (Sit::NAME, Self::Sit)];
+
+    /// What the model directory `path` says it is.
+    pub(crate) fn of(path: &Path) -> Result<Self> {
+        let config = inspect(path)?.config.unwrap_or_default();
+        match Self::named(&config) {
+            Some(found) => Ok(found),
+            None => {
+                let known: Vec<&str> = Self::ALL.iter().map(|(name, _)| *name).collect();
+                let found = config.get("architecture").cloned().unwrap_or_default();
+                Err(Error::file(
+                    path,
+                    format!(
+                        "config.json describes the architecture {found}; a model directory of {} is expected",
+                        known.join(", ")
+                    ),
+                )
+                .into())
+            }
+        }
+    }
+
+    /// The family that a `config.json` names, if it is one of these.
+    pub(crate) fn named(config: &Value) -> Option<Self> {
+        let name = config.get("architecture")?.as_str()?;
+        let (_, found) = Self::ALL.iter().find(|(known, _)| *known == name)?;
+        Some(*found)
+    }
+}
+
+/// Calls `function::<F>(…)` with the family F of an [`Architecture`].
+macro_rules! with_family {
+    ($architecture:expr, $function:ident($($argument:expr),*)) => {
+        match $architecture {
+            $crate::family::Architecture::Dit => $function::<$crate::family::Dit>($($argument),*),
+            $crate::family::Architecture::Sit => $function::<$crate::family::Sit>($($argument),*),
+        }
+    };
+}
+pub(crate) use with_family;
+
+/// A diffusion transformer from a model directory, with the process it was trained under.
+pub(crate) struct Model<F: Family> {
+    pub(crate) config: F::Config,
+    pub(crate) process: F::Process,
+    pub(crate) weights: StateDict,
+    /// Hash of the weight file.
+    pub(crate) sha256: String,
+    pub(crate) path: PathBuf,
+    /// Where it came from.
+    pub(crate) provenance: Provenance,
+}
+
+/// The model of the first issue of this program, and still that of its benchmarks.
+pub(crate) type DiTModel = Model<Dit>;
+
+impl<F: Family> Model<F> {
+    /// Reads a model directory, its weights in f32.
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        let loaded = load_model_dir(path, DTypePolicy::F32, &Device::Cpu)?;
+        let (config, process) = described::<F>(path, &loaded.config)?;
+        let provenance = loaded.provenance.clone();
+        let sha256 = loaded.weights.sha256.clone();
+        let weights = loaded.checked(&F::params(&config))?.weights.tensors;
+        Ok(Self {
+            config,
+            process,
+            weights,
+            sha256,
+            path: path.to_path_buf(),
+            provenance,
+        })
+    }
+
+    /// A model that is about to be trained from nothing in the folder `path`.
+    pub(crate) fn fresh(
+        path: &Path,
+        config: F::Config,
+        process: F::Process,
+        weights: StateDict,
+    ) -> Self {
+        Self {
+            config,
+            process,
+            weights,
+            sha256: String::new(),
+            path: path.to_path_buf(),
+            provenance: Provenance::default(),
+        }
+    }
+
+    /// The network on this model's own weights; records nothing.
+    pub(crate) fn network(&self) -> Result<F::Net> {
+        Ok(F::network(&self.config, &self.weights, 0.0, false)?)
+    }
+
+    /// Its own training problem.
+    pub(crate) fn objective(&self) -> Result<F::Objective> {
+        Ok(F::objective(&self.config, &self.process, false)?)
+    }
+
+    pub(crate) fn layout(&self) -> BlockLayout {
+        F::layout(&self.config)
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.layout().depth()
+    }
+
+    pub(crate) fn samples(&self) -> Samples {
+        F::samples(&self.config)
+    }
+
+    /// Writes a model directory of this family and process.
+    pub(crate) fn save(
+        &self,
+        path: &Path,
+        weights: &StateDict,
+        provenance: &Provenance,
+        dtype: DTypePolicy,
+    ) -> Result<()> {
+        save::<F>(
+            path,
+            &self.config,
+            &self.process,
+            weights,
+            provenance,
+            dtype,
+        )
+    }
+}
+
+/// Writes a model directory.
+pub(crate) fn save<F: Family>(
+    path: &Path,
+    config: &F::Config,
+    process: &F::Process,
+    weights: &StateDict,
+    provenance: &Provenance,
+    dtype: DTypePolicy,
+) -> Result<()> {
+    make_parent(path)?;
+    let description = description::<F>(config, process)?;
+    save_model_dir(path, weights, &description, provenance, dtype)?;
+    Ok(())
+}
+
+/// What `config.json` says beside provenance.
+pub(crate) fn description<F: Family>(config: &F::Config, process: &F::Process) -> Result<Value> {
+    let mut all = Map::new();
+    all.insert("architecture".into(), F::NAME.into());
+    all.insert("model".into(), serde_json::to_value(config)?);
+    if let Some(key) = F::PROCESS {
+        all.insert(key.into(), serde_json::to_value(process)?);
+    }
+    Ok(Value::Object(all))
+}
+
+/// The sizes and the process that a `config.json` describes, checked.
+fn described<F: Family>(path: &Path, config: &Value) -> Result<(F::Config, F::Process)> {
+    let sizes: F::Config = section(path, config, F::NAME, "model")?;
+    let process = match F::PROCESS.and_then(|key| Some((key, config.get(key)?))) {
+        None => F::Process::default(),
+        Some((key, value)) => serde_json::from_value(value.clone())
+            .map_err(|e| Error::file(path, format!("config.json: {key}: {e}")))?,
+    };
+    F::validate(&sizes, &process).map_err(|e| Error::file(path, format!("config.json: {e}")))?;
+    Ok((sizes, process))
+}
+
+/// The tensors of the network that a `config.json` of this family describes.
+pub(crate) fn expected<F: Family>(path: &Path, config: &Value) -> Result<Vec<ParamSpec>> {
+    Ok(F::params(&described::<F>(path, config)?.0))
+}
