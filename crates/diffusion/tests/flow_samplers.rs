@@ -10,6 +10,7 @@ use tinyfusion_diffusion::samplers::{
     sde,
 };
 use tinyfusion_diffusion::{DiffusionForm, Interpolant, InterpolantConfig, Path, Prediction};
+use tinyfusion_testing::max_diff;
 
 /// Data x ~ N(MEAN, SPREAD²) in every pixel.
 const MEAN: f64 = 0.3;
@@ -26,9 +27,14 @@ fn process(path: Path, prediction: Prediction) -> Interpolant {
     .unwrap()
 }
 
-/// The variance of x_t.
-fn variance(path: Path, t: f64) -> f64 {
-    (path.alpha(t) * SPREAD).powi(2) + path.sigma(t).powi(2)
+/// The variance of x_t, and σ·dσ/dt; both go on smoothly beyond t = 1, where a solver may step.
+fn variance(path: Path, t: f64) -> (f64, f64) {
+    let alpha = path.alpha(t);
+    let (noise, slope) = match path {
+        Path::Vp => (1.0 - alpha * alpha, -alpha * alpha * path.log_slope(t)),
+        _ => (path.sigma(t).powi(2), path.sigma(t) * path.d_sigma(t)),
+    };
+    ((alpha * SPREAD).powi(2) + noise, slope)
 }
 
 /// What the ideal network says of x_t: E[x | x_t] = m + s²α/V·(x_t − αm), E[ε | x_t] = σ/V·(x_t − αm).
@@ -36,13 +42,13 @@ fn ideal(process: &Interpolant, x: &Tensor, t: &Tensor) -> Result<Tensor> {
     let times = t.to_vec1::<f32>()?;
     assert!(times.iter().all(|v| *v == times[0]), "one time per step");
     let (t, path) = (f64::from(times[0]), process.config().path);
-    let (alpha, sigma, v) = (path.alpha(t), path.sigma(t), variance(path, t));
+    let (alpha, (v, slope)) = (path.alpha(t), variance(path, t));
     // a·(x_t − αm) + b
     let (a, b) = match process.config().prediction {
-        Prediction::Noise => (sigma / v, 0.0),
+        Prediction::Noise => (path.sigma(t) / v, 0.0),
         Prediction::Score => (-1.0 / v, 0.0),
         Prediction::Velocity => (
-            (path.d_alpha(t) * SPREAD * SPREAD * alpha + path.d_sigma(t) * sigma) / v,
+            (path.d_alpha(t) * SPREAD * SPREAD * alpha + slope) / v,
             path.d_alpha(t) * MEAN,
         ),
     };
@@ -51,7 +57,7 @@ fn ideal(process: &Interpolant, x: &Tensor, t: &Tensor) -> Result<Tensor> {
 
 /// The probability flow keeps quantiles: x_t is the quantile `z` of N(αm, V) at all times.
 fn exact(path: Path, t: f64, z: f64) -> f64 {
-    path.alpha(t) * MEAN + variance(path, t).sqrt() * z
+    path.alpha(t) * MEAN + variance(path, t).0.sqrt() * z
 }
 
 fn pixel(value: f64) -> Tensor {
@@ -66,15 +72,29 @@ fn silent(_: &TimeStep<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The error at the end of a run from the exact start.
+/// The largest error on the way of a run from the exact start, over several quantiles: at one time or quantile
+/// alone it may change its sign.
 fn error(process: &Interpolant, config: OdeConfig) -> f64 {
-    const Z: f64 = 1.3;
+    const Z: [f64; 5] = [-1.7, -0.6, 0.2, 0.9, 1.3];
     let (path, (t0, t1)) = (process.config().path, process.config().ode_interval());
     let (from, to) = if config.reverse { (t1, t0) } else { (t0, t1) };
+    let row = |t: f64| {
+        let values = Z.map(|z| exact(path, t, z));
+        Tensor::new(&values, &Device::Cpu)
+            .unwrap()
+            .reshape((1, 1, 1, 5))
+            .unwrap()
+    };
+    let mut worst = 0f64;
     let net = |x: &Tensor, t: &Tensor| ideal(process, x, t);
-    let start = pixel(exact(path, from, Z));
-    let end = ode(process, config, &start, net, silent).unwrap();
-    (value(&end) - exact(path, to, Z)).abs()
+    let end = ode(process, config, &row(from), net, |step| {
+        if step.accepted && (0.0..=t1).contains(&step.to) {
+            worst = worst.max(max_diff(step.sample, &row(step.to)));
+        }
+        Ok(())
+    })
+    .unwrap();
+    worst.max(max_diff(&end, &row(to)))
 }
 
 #[test]
@@ -115,16 +135,17 @@ fn dormand_prince_meets_its_tolerance() {
     for path in PATHS {
         let process = process(path, Prediction::Velocity);
         for reverse in [false, true] {
-            for rtol in [1e-2, 1e-3, 1e-4] {
+            // The tolerance is of a step, not of the whole way, and of the end of a step: coarser ones step
+            // over all of the last half at once.
+            for rtol in [1e-4, 1e-5] {
                 let config = OdeConfig {
                     atol: 1e-3 * rtol,
                     rtol,
                     reverse,
                     ..OdeConfig::default()
                 };
-                // The tolerance is of a step, not of the whole way: a handful of steps.
                 let far = error(&process, config);
-                assert!(far < 5.0 * rtol, "{path} {reverse} {rtol}: {far}");
+                assert!(far < 20.0 * rtol, "{path} {reverse} {rtol}: {far}");
             }
         }
     }
@@ -199,6 +220,8 @@ fn noise_that_is_added_is_taken_away_again() {
             let config = SdeConfig {
                 method,
                 form,
+                // Not the mean: it takes away what the constant form would have added.
+                last_step: LastStep::Euler,
                 last_step_size: 0.01,
                 num_steps: 200,
                 ..SdeConfig::default()
@@ -288,6 +311,7 @@ fn steps_are_reported_in_order_and_an_error_ends_the_run() {
     }
 }
 
+#[track_caller]
 fn usage<T: std::fmt::Debug>(found: Result<T>, part: &str) {
     assert!(
         matches!(&found, Err(Error::Usage(m)) if m.contains(part)),
@@ -359,7 +383,7 @@ fn settings_of_the_sde_out_of_range_are_usage_errors_before_the_network_runs() {
         SdeConfig::default(),
     );
     for num_steps in [0, 1, usize::MAX] {
-        usage(run(&linear, SdeConfig { num_steps, ..plain }), "num_steps");
+        usage(run(&linear, SdeConfig { num_steps, ..plain }), "steps");
     }
     for norm in [f64::NAN, f64::INFINITY, -1.0] {
         usage(run(&linear, SdeConfig { norm, ..plain }), "norm");
