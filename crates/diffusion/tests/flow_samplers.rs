@@ -313,10 +313,10 @@ fn steps_are_reported_in_order_and_an_error_ends_the_run() {
 
 #[track_caller]
 fn usage<T: std::fmt::Debug>(found: Result<T>, part: &str) {
-    assert!(
-        matches!(&found, Err(Error::Usage(m)) if m.contains(part)),
-        "{found:?}"
-    );
+    match found {
+        Err(Error::Usage(message)) => assert!(message.contains(part), "{message}"),
+        other => panic!("{other:?} instead of an error about {part}"),
+    }
 }
 
 #[test]

@@ -232,11 +232,12 @@ fn distilling_compares_predictions_and_leaves_the_teacher_alone() {
     assert!(grads.get(&student).is_some() && grads.get(&teacher).is_none());
 }
 
+#[track_caller]
 fn usage<T: std::fmt::Debug>(found: Result<T, Error>, part: &str) {
-    assert!(
-        matches!(&found, Err(Error::Usage(m)) if m.contains(part)),
-        "{found:?}"
-    );
+    match found {
+        Err(Error::Usage(message)) => assert!(message.contains(part), "{message}"),
+        other => panic!("{other:?} instead of an error about {part}"),
+    }
 }
 
 #[test]
