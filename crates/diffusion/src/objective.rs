@@ -10,9 +10,10 @@ use tinyfusion_core::{BlockStack, Result, StepRng};
 ///
 /// # How the families fit
 ///
-/// DiT is [`DenoisingObjective`](crate::DenoisingObjective). The associated types leave room for the others without a
-/// change here. An interpolant (SiT) is asked a [`LatentQuery`](tinyfusion_core::LatentQuery) as DiT
-/// is; only its draw holds continuous times. MAR is asked a [`TokenQuery`](tinyfusion_core::TokenQuery); its
+/// DiT is [`DenoisingObjective`](crate::DenoisingObjective), SiT
+/// [`InterpolantObjective`](crate::InterpolantObjective): both are asked a
+/// [`LatentQuery`](tinyfusion_core::LatentQuery), and only the latter's draw holds continuous times. The associated types
+/// leave room for MAR without a change here. MAR is asked a [`TokenQuery`](tinyfusion_core::TokenQuery); its
 /// draw holds the token mask and the noise of the per-token diffusion, and since its denoiser is
 /// part of the model, [`predict`](Self::predict) gets the network and turns the tokens' output into the denoiser's
 /// prediction by running it (the bound on `S` then names that ability beside [`BlockStack`]).

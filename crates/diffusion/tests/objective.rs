@@ -1,11 +1,9 @@
-//! Objectives on toy stacks of every shape: what a draw promises, and that the trait fits SiT's and MAR's.
+//! Objectives on toy stacks: what a draw promises, and that the trait fits MAR's shape. SiT's is in `interpolant.rs`.
 #![allow(clippy::unwrap_used)] // also in helpers of tests: a panic is a failed test
 
 use candle_core::{DType, Device, Tensor};
 use tinyfusion_core::toy::{ToyLatent, ToyTokens};
-use tinyfusion_core::{
-    BlockStack, LatentBatch, LatentQuery, Plan, Result, StepRng, TokenQuery, run, stream,
-};
+use tinyfusion_core::{BlockStack, LatentBatch, Plan, Result, StepRng, TokenQuery, run, stream};
 use tinyfusion_diffusion::{
     DenoisingDraw, DenoisingObjective, DiffusionConfig, GaussianDiffusion, LabelDrop, Objective,
     Variance,
@@ -176,101 +174,6 @@ fn distilling_from_oneself_costs_nothing_but_the_decoder_term() {
     );
     assert!(kd[0] != 0.0);
     assert_eq!(kd[1..], [0.0, 0.0]);
-}
-
-/// An interpolant in SiT's shape (Ma et al., 2401.08740): x_t = (1 − t)·x + t·ε at continuous times t in [0, 1], and the
-/// network estimates the velocity dx_t/dt = ε − x.
-struct Velocity;
-
-struct InterpolantDraw {
-    x: Tensor,     // (B, C, H, W)
-    noise: Tensor, // (B, C, H, W)
-    t: Tensor,     // (B,) f32
-    y: Tensor,     // (B,)
-}
-
-impl<S: BlockStack<Input = LatentQuery>> Objective<S> for Velocity {
-    type Batch = LatentBatch;
-    type Draw = InterpolantDraw;
-    type Prediction = Tensor; // (B, C, H, W)
-
-    fn draw(&self, batch: &LatentBatch, rng: &mut StepRng) -> Result<InterpolantDraw> {
-        let (x, y) = (batch.x.clone(), batch.y.clone());
-        let t: Vec<f32> = rng.uniform(x.dim(0)?).iter().map(|t| *t as f32).collect();
-        let (t, noise) = (
-            Tensor::new(t, x.device())?,
-            rng.normal(x.shape().clone(), x.device())?,
-        );
-        Ok(InterpolantDraw { x, noise, t, y })
-    }
-    fn rows(&self, draw: &InterpolantDraw, start: usize, len: usize) -> Result<InterpolantDraw> {
-        let part = |t: &Tensor| t.narrow(0, start, len);
-        Ok(InterpolantDraw {
-            x: part(&draw.x)?,
-            noise: part(&draw.noise)?,
-            t: part(&draw.t)?,
-            y: part(&draw.y)?,
-        })
-    }
-    fn input(&self, draw: &InterpolantDraw) -> Result<LatentQuery> {
-        let t = draw.t.reshape(((), 1, 1, 1))?; // (B, 1, 1, 1)
-        let x = (&draw.x + (&draw.noise - &draw.x)?.broadcast_mul(&t)?)?; // (B, C, H, W)
-        let (t, y) = (draw.t.clone(), draw.y.clone());
-        Ok(LatentQuery { x, t, y })
-    }
-    fn predict(&self, _net: &S, output: Tensor, draw: &InterpolantDraw) -> Result<Tensor> {
-        Ok(output.narrow(1, 0, draw.x.dim(1)?)?) // σ channels, where there are any, are dropped
-    }
-    fn loss(&self, velocity: &Tensor, draw: &InterpolantDraw) -> Result<Tensor> {
-        let error = (velocity - (&draw.noise - &draw.x)?)?.sqr()?;
-        Ok(error.flatten_from(1)?.mean(1)?)
-    }
-    fn distill(&self, student: &Tensor, teacher: &Tensor, _: &InterpolantDraw) -> Result<Tensor> {
-        let error = (student - teacher.detach())?.sqr()?;
-        Ok(error.flatten_from(1)?.mean(1)?)
-    }
-}
-
-#[test]
-fn the_trait_fits_an_interpolant_with_continuous_times() {
-    let net = Image(ToyLatent::new(2, &ToyLatent::init(2, 0).unwrap()).unwrap());
-    let interpolant: &dyn Objective<Image, Batch = LatentBatch, Draw = InterpolantDraw, Prediction = Tensor> =
-        &Velocity;
-    let draw = interpolant.draw(&batch(6), &mut rng(8)).unwrap();
-    let times = values(&draw.t);
-    assert!(
-        times
-            .iter()
-            .all(|t| (0.0..1.0).contains(t) && t.fract() != 0.0),
-        "{times:?}"
-    );
-    let whole = values(&step(&Velocity, &net, 2, &draw).unwrap());
-    let part = interpolant.rows(&draw, 4, 2).unwrap();
-    let part = values(&step(&Velocity, &net, 2, &part).unwrap());
-    for (a, b) in whole[4..].iter().zip(&part) {
-        assert!((a - b).abs() <= 1e-6 * a.abs() && *a > 0.0, "{a} and {b}");
-    }
-    // A network that knows the velocity loses nothing, and teaches one like it nothing.
-    let velocity = (&draw.noise - &draw.x).unwrap();
-    for zero in [
-        interpolant.loss(&velocity, &draw).unwrap(),
-        interpolant.distill(&velocity, &velocity, &draw).unwrap(),
-    ] {
-        assert_eq!(values(&zero), [0.0; 6]);
-    }
-    // At t = 0 the network is shown the data, at t = 1 the noise.
-    let at = |t: f32| {
-        let t = (draw.t.zeros_like().unwrap() + f64::from(t)).unwrap();
-        let draw = InterpolantDraw {
-            t,
-            ..interpolant.rows(&draw, 0, 6).unwrap()
-        };
-        values(&interpolant.input(&draw).unwrap().x)
-    };
-    assert_eq!(at(0.0), values(&draw.x));
-    for (a, b) in at(1.0).iter().zip(values(&draw.noise)) {
-        assert!((a - b).abs() < 1e-5, "{a} and {b}");
-    }
 }
 
 /// A token objective in MAR's shape: the prediction needs the network, the loss counts hidden tokens only.

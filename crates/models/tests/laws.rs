@@ -1,10 +1,12 @@
-//! The laws of `BlockStack` on DiT.
+//! The laws of `BlockStack` on DiT and SiT.
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use candle_core::{Device, Tensor};
 use tinyfusion_core::laws::{self, Subject};
-use tinyfusion_core::{LatentQuery, Plan, Result, Rows, StateDict, StepRng, run, stream};
-use tinyfusion_models::{DiT, DiTConfig};
+use tinyfusion_core::{
+    BlockStack, LatentQuery, Plan, Result, Rows, StateDict, StepRng, run, stream,
+};
+use tinyfusion_models::{DiT, DiTConfig, SiT, SiTConfig};
 use tinyfusion_nn::layers::LoraSpec;
 
 fn config() -> DiTConfig {
@@ -81,9 +83,47 @@ impl Subject for Subjects {
     }
 }
 
+/// SiT at the same sizes; as its `learn_sigma` is on, half of the final layer's rows are dropped, but no tensor.
+struct Interpolating;
+
+impl Subject for Interpolating {
+    type Net = SiT;
+    fn depth(&self) -> usize {
+        config().depth
+    }
+    fn weights(&self) -> Result<StateDict> {
+        random_weights(&config())
+    }
+    fn build(&self, weights: &StateDict) -> Result<SiT> {
+        SiT::new(&SiTConfig(config()), weights)
+    }
+    fn rebuild(&self, weights: &StateDict, kept: &[usize]) -> Result<SiT> {
+        let cut = tinyfusion_checkpoint::keep_blocks(weights, "blocks", kept)?;
+        SiT::new(&SiTConfig(config()).with_depth(kept.len()), &cut)
+    }
+    fn input(&self, rows: Option<&[usize]>) -> Result<LatentQuery> {
+        let query = query(rows)?;
+        Ok(LatentQuery {
+            t: (query.t / 1000.0)?, // in [0, 1]
+            ..query
+        })
+    }
+    fn selections(&self) -> Vec<Vec<usize>> {
+        Subjects.selections()
+    }
+    fn is_fixed(&self, name: &str) -> bool {
+        SiTConfig::is_fixed(name)
+    }
+}
+
 #[test]
 fn dit_keeps_the_laws() {
     laws::check(&Subjects).unwrap();
+}
+
+#[test]
+fn sit_keeps_the_laws() {
+    laws::check(&Interpolating).unwrap();
 }
 
 #[test]
@@ -116,6 +156,13 @@ fn initial_weights_are_the_identity_on_tokens() {
 
 #[test]
 fn lora_merged_is_lora_beside() {
+    merged_is_beside(|weights, scale| DiT::with_lora(&config(), weights, scale));
+    merged_is_beside(|weights, scale| SiT::with_lora(&SiTConfig(config()), weights, scale));
+}
+
+fn merged_is_beside<S: BlockStack<Input = LatentQuery>>(
+    build: impl Fn(&StateDict, f64) -> Result<S>,
+) {
     let (config, spec) = (
         config(),
         LoraSpec {
@@ -134,10 +181,10 @@ fn lora_merged_is_lora_beside() {
         let noise = rng.normal(t.shape().clone(), &Device::Cpu).unwrap();
         weights.insert(name, (noise * 0.1).unwrap());
     }
-    let beside = DiT::with_lora(&config, &weights, spec.scale()).unwrap();
-    let merged = DiT::new(&config, &spec.merge(&weights).unwrap()).unwrap();
-    let plain = DiT::new(&config, &random_weights(&config).unwrap()).unwrap();
-    let out = |net: &DiT| {
+    let beside = build(&weights, spec.scale()).unwrap();
+    let merged = build(&spec.merge(&weights).unwrap(), 0.0).unwrap();
+    let plain = build(&random_weights(&config).unwrap(), 0.0).unwrap();
+    let out = |net: &S| {
         run(net, &query(None).unwrap(), &Plan::full(4))
             .unwrap()
             .output
@@ -150,6 +197,81 @@ fn lora_merged_is_lora_beside() {
         tinyfusion_testing::max_diff(&out(&plain), &out(&merged)) > 1e-2 * scale,
         "the update does something"
     );
+}
+
+#[test]
+fn sit_is_the_first_half_of_dit() {
+    let weights = random_weights(&config()).unwrap();
+    let query = Interpolating.input(None).unwrap();
+    let dit = DiT::new(&config(), &weights).unwrap();
+    let whole = run(&dit, &query, &Plan::full(4)).unwrap().output;
+    assert_eq!(whole.dims(), [3, 6, 8, 8]);
+    for recomputing in [false, true] {
+        let sit = SiT::new(&SiTConfig(config()), &weights)
+            .unwrap()
+            .recomputing(recomputing);
+        assert_eq!(sit.config().out_channels(), 3);
+        let kept = run(&sit, &query, &Plan::full(4)).unwrap().output;
+        let first = whole.narrow(1, 0, 3).unwrap();
+        assert_eq!(tinyfusion_testing::max_diff(&kept, &first), 0.0);
+    }
+}
+
+#[test]
+fn a_sit_config_is_written_as_a_dit_config_and_names_itself_in_errors() {
+    let sit = SiTConfig(config());
+    let text = serde_json::to_value(&sit).unwrap();
+    assert_eq!(text, serde_json::to_value(config()).unwrap());
+    assert_eq!(serde_json::from_value::<SiTConfig>(text).unwrap(), sit);
+    let unknown = serde_json::json!({ "depth": 2, "learn_velocity": true });
+    assert!(serde_json::from_value::<SiTConfig>(unknown).is_err());
+    let bad = sit.with_depth(0);
+    for error in [
+        bad.validate().unwrap_err(),
+        bad.init(0, &Device::Cpu).unwrap_err(),
+        SiT::new(&bad, &StateDict::new()).unwrap_err(),
+    ] {
+        assert!(
+            matches!(&error, tinyfusion_core::Error::Usage(m) if m.starts_with("SiT config: depth is 0")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn an_interpolant_is_read_from_a_config_file() {
+    use tinyfusion_diffusion::samplers::{OdeConfig, SdeConfig};
+    use tinyfusion_diffusion::{InterpolantConfig, Path, Prediction, Weighting};
+    let read = serde_json::from_value::<InterpolantConfig>;
+    assert_eq!(
+        read(serde_json::json!({})).unwrap(),
+        InterpolantConfig::default()
+    );
+    let full = serde_json::json!({
+        "path": "gvp", "prediction": "score", "weighting": "likelihood", "sample_eps": 0.01
+    });
+    let config = read(full.clone()).unwrap();
+    assert_eq!(
+        (config.path, config.prediction, config.weighting),
+        (Path::Gvp, Prediction::Score, Weighting::Likelihood)
+    );
+    assert_eq!((config.train_eps, config.sample_eps), (None, Some(0.01)));
+    assert_eq!(serde_json::to_value(config).unwrap(), full);
+    for bad in [
+        serde_json::json!({ "path": "spline" }),
+        serde_json::json!({ "prediction": "x" }),
+        serde_json::json!({ "eps": 0.1 }),
+        serde_json::json!({ "steps": 1000 }), // a DiT's diffusion
+    ] {
+        assert!(read(bad.clone()).is_err(), "{bad}");
+    }
+    let form = serde_json::json!({ "form": "sideways" });
+    let error = serde_json::from_value::<SdeConfig>(form).unwrap_err();
+    assert!(
+        error.to_string().contains("increasing_decreasing"),
+        "{error}"
+    );
+    assert!(serde_json::from_value::<OdeConfig>(serde_json::json!({ "method": "rk4" })).is_err());
 }
 
 #[test]

@@ -36,6 +36,8 @@ impl Path {
         match self {
             Self::Linear => 1.0 - t,
             Self::Gvp => (FRAC_PI_2 * t).cos(),
+            // β's line goes on beyond t = 1 and α comes down again, but there is no such process.
+            Self::Vp if t > 1.0 => f64::NAN,
             // 1 − α² without cancellation near t = 1.
             Self::Vp => (-(2.0 * vp_log_alpha(t)).exp_m1()).sqrt(),
         }

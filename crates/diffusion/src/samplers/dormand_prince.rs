@@ -177,6 +177,11 @@ fn first_step(
 ) -> Result<f64> {
     let scale = ((y.abs()? * tolerance.rtol)? + tolerance.atol)?;
     let (d0, d1) = (rms(&(y / &scale)?)?, rms(&(f / &scale)?)?);
+    if !(d0.is_finite() && d1.is_finite()) {
+        return Err(Error::run(
+            "Dormand-Prince: the start or its slope is not finite (or 0 where atol is 0)",
+        ));
+    }
     let h0 = if d0 < 1e-5 || d1 < 1e-5 {
         1e-6
     } else {
@@ -255,7 +260,7 @@ impl Span {
         let ratio = rms(&(sum(dt, &ERROR, &slopes)? / allowed)?)?;
         let middle = along(y0, dt, &MIDDLE, &slopes)?;
         let (f0, f1) = (slopes[0].clone(), slopes.swap_remove(slopes.len() - 1));
-        let polynomial = fit(y0, &middle, &y1, (&f0 * dt)?, (&f1 * dt)?)?;
+        let polynomial = fit(y0, &middle, &y1, &(&f0 * dt)?, &(&f1 * dt)?)?;
         let span = Self {
             t0,
             t1,
@@ -281,10 +286,10 @@ impl Span {
 
 /// The polynomial of fourth order through the states at both ends and the middle with the slopes `g0`, `g1`
 /// (times the step) at the ends.
-fn fit(y0: &Tensor, middle: &Tensor, y1: &Tensor, g0: Tensor, g1: Tensor) -> Result<Vec<Tensor>> {
-    let fourth = ((((&g1 - &g0)? * 2.0)? - ((y1 + y0)? * 8.0)?)? + (middle * 16.0)?)?;
+fn fit(y0: &Tensor, middle: &Tensor, y1: &Tensor, g0: &Tensor, g1: &Tensor) -> Result<Vec<Tensor>> {
+    let fourth = ((((g1 - g0)? * 2.0)? - ((y1 + y0)? * 8.0)?)? + (middle * 16.0)?)?;
     let third =
-        (((((&g0 * 5.0)? - (&g1 * 3.0)?)? + (y0 * 18.0)?)? + (y1 * 14.0)?)? - (middle * 32.0)?)?;
-    let second = ((((&g1 - (&g0 * 4.0)?)? - (y0 * 11.0)?)? - (y1 * 5.0)?)? + (middle * 16.0)?)?;
-    Ok(vec![y0.clone(), g0, second, third, fourth])
+        (((((g0 * 5.0)? - (g1 * 3.0)?)? + (y0 * 18.0)?)? + (y1 * 14.0)?)? - (middle * 32.0)?)?;
+    let second = ((((g1 - (g0 * 4.0)?)? - (y0 * 11.0)?)? - (y1 * 5.0)?)? + (middle * 16.0)?)?;
+    Ok(vec![y0.clone(), g0.clone(), second, third, fourth])
 }

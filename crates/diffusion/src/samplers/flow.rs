@@ -57,8 +57,7 @@ pub(super) fn grid(num_steps: usize, (t0, t1): (f64, f64)) -> Result<Vec<f64>> {
     }
     if num_steps > MAX_STEPS {
         return Err(Error::usage(format!(
-            "a time grid of {num_steps} steps is too long; use at most {}",
-            MAX_STEPS
+            "a time grid of {num_steps} steps is too long; use at most {MAX_STEPS}"
         )));
     }
     let dt = (t1 - t0) / (num_steps - 1) as f64;
