@@ -302,6 +302,7 @@ impl Objective<ToyTokens> for HiddenTokens {
                 tokens: tokens.clone(),
                 mask,
                 y,
+                dropout: None,
             },
             noise,
         })
@@ -313,6 +314,7 @@ impl Objective<ToyTokens> for HiddenTokens {
             tokens: part(&q.tokens)?,
             mask: part(&q.mask)?,
             y: part(&q.y)?,
+            dropout: None,
         };
         Ok(TokenDraw {
             query,
