@@ -10,9 +10,13 @@ mod loss;
 mod denoising;
 mod objective;
 
+mod mar;
+mod tokens;
+
 mod guidance;
 pub mod samplers;
 mod steps;
+mod token_sampling;
 
 pub use respacing::Respacing;
 pub use schedule::{BetaSchedule, NoiseSchedule};
@@ -24,7 +28,12 @@ pub use likelihood::{discretized_gaussian_log_likelihood, normal_kl};
 pub use loss::{Distillation, Losses, Noised};
 
 pub use denoising::{DenoisingDraw, DenoisingObjective, LabelDrop};
+pub use mar::{MarDraw, MarObjective, MarPrediction, MarRandomness, MarTraining, token_diffusion};
 pub use objective::Objective;
+pub use tokens::{TokenRows, patchify, unpatchify};
 
 pub use guidance::{Guidance, GuidedChannels};
 pub use steps::{DdimConfig, Sampled};
+pub use token_sampling::{
+    CfgSchedule, TokenNoise, TokenRng, TokenSampling, TokenStart, TokenStep, sample_tokens,
+};
