@@ -17,5 +17,7 @@ pub use layout::BlockLayout;
 pub use plan::{BlockPlan, Plan, Trace, run, run_exact};
 pub use rng::{StepRng, stream};
 pub use selection::{Group, GroupDecision, Selection};
-pub use stack::{BlockCall, BlockStack, LatentBatch, LatentQuery, Rows, TokenQuery, walk};
+pub use stack::{
+    BlockCall, BlockStack, LatentBatch, LatentQuery, Rows, TokenDenoiser, TokenQuery, walk,
+};
 pub use state_dict::{ParamSpec, StateDict, check_shapes};

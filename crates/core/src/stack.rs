@@ -48,6 +48,9 @@ pub struct TokenQuery {
     pub mask: Tensor,
     /// (B,) u32; the id `num_classes` is the fake latent.
     pub y: Tensor,
+    /// One seed per sample by which a network with dropout drops; none asks for its plain function. They come with
+    /// the question, so that a sample loses the same values in every part of its batch and in a resumed run.
+    pub dropout: Option<Vec<u64>>,
 }
 
 /// A stack of residual blocks between an embedding and a head: the one trait over DiT, SiT and MAR.
@@ -75,6 +78,14 @@ pub trait BlockStack {
     }
     /// From the last block's output (B, T, D) to the network's output.
     fn head(&self, h: &Tensor, cond: &Self::Cond) -> Result<Tensor>;
+}
+
+/// A stack whose output conditions a small denoiser of single tokens, which is part of the model (MAR's diffusion
+/// loss): the stack's head gives z (B, L, D), one condition per token.
+pub trait TokenDenoiser: BlockStack<Input = TokenQuery> {
+    /// The denoiser's output (N, 2·C) for noised tokens `x` (N, C) at the times `t` (N,) f32, in units of the trained
+    /// chain, under the conditions `z` (N, D): C channels of the estimate, then C of the variance.
+    fn denoise_tokens(&self, x: &Tensor, t: &Tensor, z: &Tensor) -> Result<Tensor>;
 }
 
 /// A handle on one block during [`walk`], with the pass's conditioning already bound.

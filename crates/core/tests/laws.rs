@@ -99,6 +99,7 @@ impl Subject for Tokens {
             tokens: pick(tokens, rows)?,
             mask: pick(mask, rows)?,
             y: pick(y, rows)?,
+            dropout: None,
         })
     }
     fn selections(&self) -> Vec<Vec<usize>> {

@@ -12,10 +12,13 @@ mod labels;
 mod objective;
 
 mod interpolant;
+mod mar;
+mod tokens;
 
 mod guidance;
 pub mod samplers;
 mod steps;
+mod token_sampling;
 
 pub use respacing::Respacing;
 pub use schedule::{BetaSchedule, NoiseSchedule};
@@ -28,7 +31,9 @@ pub use loss::{Distillation, Losses, Noised};
 
 pub use denoising::{DenoisingDraw, DenoisingObjective};
 pub use labels::LabelDrop;
+pub use mar::{MarDraw, MarObjective, MarPrediction, MarRandomness, MarTraining, token_diffusion};
 pub use objective::Objective;
+pub use tokens::{TokenRows, patchify, unpatchify};
 
 pub use interpolant::{
     DiffusionForm, Interpolant, InterpolantConfig, InterpolantDraw, InterpolantObjective, Path,
@@ -37,3 +42,6 @@ pub use interpolant::{
 
 pub use guidance::{Guidance, GuidedChannels};
 pub use steps::{DdimConfig, Sampled};
+pub use token_sampling::{
+    CfgSchedule, TokenNoise, TokenRng, TokenSampling, TokenStart, TokenStep, sample_tokens,
+};

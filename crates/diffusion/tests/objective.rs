@@ -205,6 +205,7 @@ impl Objective<ToyTokens> for HiddenTokens {
                 tokens: tokens.clone(),
                 mask,
                 y,
+                dropout: None,
             },
             noise,
         })
@@ -216,6 +217,7 @@ impl Objective<ToyTokens> for HiddenTokens {
             tokens: part(&q.tokens)?,
             mask: part(&q.mask)?,
             y: part(&q.y)?,
+            dropout: None,
         };
         Ok(TokenDraw {
             query,

@@ -3,10 +3,12 @@
 mod bounds;
 mod classifier;
 mod dit;
+pub mod mar;
 mod presets;
 mod sit;
 
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{DiT, DiTConfig};
+pub use mar::{Mar, MarConfig};
 pub use presets::{Preset, preset, presets};
 pub use sit::{SiT, SiTConfig};

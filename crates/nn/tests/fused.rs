@@ -61,6 +61,9 @@ fn linear_agrees() {
         agree(&[&[rows, i], &[o, i], &[o]], |t| {
             ops::linear_gelu(&t[0], &t[1], &t[2])
         });
+        agree(&[&[rows, i], &[o, i], &[o]], |t| {
+            ops::linear_gelu_erf(&t[0], &t[1], &t[2])
+        });
     }
 }
 
@@ -70,21 +73,23 @@ fn low_rank_updates_agree() {
         // W and its bias are frozen under a low-rank update.
         let frozen =
             |like: &Tensor, shape: &[usize]| random(shape, 7).to_dtype(like.dtype()).unwrap();
-        let layer = |t: &[Tensor], gelu: bool| {
+        type Layer = fn(&Tensor, &Tensor, &Tensor, &ops::LowRank) -> Result<Tensor>;
+        let layer = |t: &[Tensor], low_rank: Layer| {
             let (w, bias) = (frozen(&t[0], &[o, i]), frozen(&t[0], &[o]));
             let update = ops::LowRank {
                 a: t[1].clone(),
                 b: t[2].clone(),
                 scale: 0.7,
             };
-            if gelu {
-                ops::linear_low_rank_gelu(&t[0], &w, &bias, &update)
-            } else {
-                ops::linear_low_rank(&t[0], &w, &bias, &update)
-            }
+            low_rank(&t[0], &w, &bias, &update)
         };
-        for gelu in [false, true] {
-            agree(&[&[2, rows, i], &[r, i], &[o, r]], |t| layer(t, gelu));
+        let layers: [Layer; 3] = [
+            ops::linear_low_rank,
+            ops::linear_low_rank_gelu,
+            ops::linear_low_rank_gelu_erf,
+        ];
+        for low_rank in layers {
+            agree(&[&[2, rows, i], &[r, i], &[o, r]], |t| layer(t, low_rank));
         }
         // A weight that is trained beside its update takes the way of the composition.
         agree(&[&[rows, i], &[r, i], &[o, r], &[o, i], &[o]], |t| {
@@ -108,7 +113,13 @@ fn low_rank_updates_agree() {
 
 #[test]
 fn norms_agree() {
-    for (b, t, d) in [(1, 1, 8), (3, 5, 17), (4, 64, 64), (2, 16, 200)] {
+    for (b, t, d) in [
+        (1, 1, 8),
+        (3, 5, 17),
+        (4, 64, 64),
+        (2, 16, 200),
+        (3, 43, 24),
+    ] {
         agree(&[&[b, t, d], &[b, 6 * d]], |x| {
             ops::layer_norm_modulate(&x[0], &x[1], 3, 4, 1e-6)
         });
@@ -119,6 +130,75 @@ fn norms_agree() {
             ops::gated_residual(&x[0], &x[1], &x[2], 5)
         });
     }
+}
+
+#[test]
+fn modulating_rows_agrees() {
+    for (n, d) in [(1, 8), (5, 17), (700, 64), (3, 20_000)] {
+        agree(&[&[n, d], &[n, 3 * d]], |x| {
+            ops::modulate(&x[0], &x[1], 0, 1)
+        });
+        agree(&[&[n, d], &[n, 2 * d]], |x| {
+            ops::modulate(&x[0], &x[1], 1, 0)
+        });
+    }
+}
+
+fn dropout_of(rate: f64, samples: usize) -> ops::Dropout {
+    let seeds: Vec<u64> = (0..samples as u64).map(|b| b * 77 + 5).collect();
+    ops::Dropout::new(rate, &seeds, 3).unwrap()
+}
+
+#[test]
+fn dropout_agrees_and_drops_the_share_it_is_told() {
+    for shape in [[1, 1, 1], [3, 5, 17], [2, 300, 70]] {
+        agree(&[&shape], |x| {
+            ops::dropout(&x[0], &dropout_of(0.3, shape[0]))
+        });
+    }
+    let ones = Tensor::ones((4, 50_000), DType::F32, &Device::Cpu).unwrap();
+    for rate in [0.0, 0.1, 0.5, 0.9] {
+        let y = flat(&ops::dropout(&ones, &dropout_of(rate, 4)).unwrap());
+        let kept = 1.0 / (1.0 - rate);
+        assert!(y.iter().all(|v| *v == 0.0 || (v - kept).abs() < 1e-6));
+        let share = y.iter().filter(|v| **v == 0.0).count() as f64 / y.len() as f64;
+        // The standard deviation of the share is at most 0.0012.
+        assert!((share - rate).abs() < 0.005, "{share} instead of {rate}");
+    }
+    for rate in [-0.1, 1.0, f64::NAN] {
+        assert!(ops::Dropout::new(rate, &[1], 0).is_err(), "{rate}");
+    }
+    assert!(ops::dropout(&ones, &dropout_of(0.1, 3)).is_err());
+}
+
+#[test]
+fn a_sample_loses_the_same_values_in_any_company() {
+    let (x, qkv) = (random(&[3, 40, 16], 1), random(&[3, 40, 3 * 16], 2));
+    let seeds = [9u64, 1 << 40, 9 << 20];
+    let all = ops::Dropout::new(0.4, &seeds, 7).unwrap();
+    for b in 0..3 {
+        let own = ops::Dropout::new(0.4, &seeds[b..=b], 7).unwrap();
+        let row = |t: &Tensor| t.narrow(0, b, 1).unwrap();
+        for (together, alone) in [
+            (
+                ops::dropout(&x, &all).unwrap(),
+                ops::dropout(&row(&x), &own).unwrap(),
+            ),
+            (
+                ops::attention_dropped(&qkv, 2, &all).unwrap(),
+                ops::attention_dropped(&row(&qkv), 2, &own).unwrap(),
+            ),
+        ] {
+            assert_eq!(max_diff(&row(&together), &alone), 0.0);
+        }
+    }
+    // Samples, places and seeds differ from each other.
+    let ones = Tensor::ones((3, 64), DType::F32, &Device::Cpu).unwrap();
+    let here = flat(&ops::dropout(&ones, &all).unwrap());
+    let there = ops::Dropout::new(0.4, &seeds, 8).unwrap();
+    assert_ne!(here, flat(&ops::dropout(&ones, &there).unwrap()));
+    assert_ne!(here[..64], here[64..128]);
+    assert_ne!(here[64..128], here[128..]);
 }
 
 #[test]
@@ -139,6 +219,9 @@ fn attention_agrees() {
                 .unwrap();
             pool.install(|| {
                 agree(&[&[b, t, 3 * heads * e]], |x| ops::attention(&x[0], heads));
+                agree(&[&[b, t, 3 * heads * e]], |x| {
+                    ops::attention_dropped(&x[0], heads, &dropout_of(0.3, b))
+                });
                 let out = ops::attention(&random(&[b, t, 3 * heads * e], 3), heads).unwrap();
                 bits.push(flat(&out).iter().map(|v| v.to_bits()).collect::<Vec<_>>());
             });
@@ -150,13 +233,19 @@ fn attention_agrees() {
 #[test]
 fn activations_agree_over_a_wide_range() {
     agree(&[&[70_000]], |x| ops::gelu_tanh(&(&x[0] * 8.0)?));
+    agree(&[&[70_000]], |x| ops::gelu_erf(&(&x[0] * 8.0)?));
+    agree(&[&[70_000]], |x| ops::gelu_erf(&x[0]));
     agree(&[&[70_000]], |x| ops::silu(&(&x[0] * 8.0)?));
 }
 
 #[test]
 fn extreme_inputs_stay_finite_and_nan_is_not_hidden() {
     let x = Tensor::new(&[-1e4f32, -90.0, 0.0, 90.0, 1e4], &Device::Cpu).unwrap();
-    for y in [ops::gelu_tanh(&x).unwrap(), ops::silu(&x).unwrap()] {
+    for y in [
+        ops::gelu_tanh(&x).unwrap(),
+        ops::gelu_erf(&x).unwrap(),
+        ops::silu(&x).unwrap(),
+    ] {
         assert!(flat(&y).iter().all(|v| v.is_finite()));
         assert_eq!(flat(&y)[4], 1e4);
     }
@@ -168,6 +257,7 @@ fn extreme_inputs_stay_finite_and_nan_is_not_hidden() {
     );
     let nan = Tensor::new(&[f32::NAN], &Device::Cpu).unwrap();
     assert!(flat(&ops::gelu_tanh(&nan).unwrap())[0].is_nan());
+    assert!(flat(&ops::gelu_erf(&nan).unwrap())[0].is_nan());
     let nan = Tensor::full(f32::NAN, (1, 4, 12), &Device::Cpu).unwrap();
     assert!(
         flat(&ops::attention(&nan, 2).unwrap())
@@ -213,6 +303,8 @@ fn misfits_are_errors() {
         ops::attention(&x, 2).unwrap_err(),
         ops::layer_norm_modulate(&x, &random(&[2, 4], 1), 0, 1, 1e-6).unwrap_err(),
         ops::gated_residual(&x, &x, &random(&[1, 4], 1), 0).unwrap_err(),
+        ops::modulate(&random(&[3, 4], 0), &random(&[3, 4], 1), 0, 1).unwrap_err(),
+        ops::dropout(&x, &dropout_of(0.1, 3)).unwrap_err(),
     ] {
         assert!(
             error.to_string().contains('['),

@@ -1,5 +1,6 @@
 use rayon::prelude::*;
 
+use super::dropout::Drop;
 use super::matmul::{Into, Mat, matmul};
 use super::{dot, exp, simd, sum, unwritten};
 
@@ -52,6 +53,37 @@ impl Shape {
     }
 }
 
+/// Dropout of the probabilities of one head of one sample.
+#[derive(Debug, Clone, Copy)]
+struct HeadDrop {
+    drop: Drop,
+    key: u64,
+    head: usize,
+}
+
+impl HeadDrop {
+    /// Of head `head` of sample `b`, if anything is dropped.
+    fn of(dropout: Dropped<'_>, b: usize, head: usize) -> Option<Self> {
+        dropout.map(|(drop, keys)| Self {
+            drop,
+            key: keys[b],
+            head,
+        })
+    }
+
+    /// Drops from p (rows, T), the query rows from `first`: index ((head·T) + row)·T + column of the sample.
+    #[inline(always)]
+    fn apply(self, p: &mut [f32], first: usize, t: usize) {
+        simd(
+            #[inline(always)]
+            || self.drop.apply(p, self.key, (self.head * t + first) * t),
+        );
+    }
+}
+
+/// What is dropped, and every sample's key.
+pub(crate) type Dropped<'a> = Option<(Drop, &'a [u64])>;
+
 /// p (rows, T) ← softmax over the last axis of scale·q·kᵀ, for the query rows from `first`.
 #[inline(always)]
 fn probabilities(p: &mut [f32], qkv: &[f32], head: usize, (first, rows): (usize, usize), s: Shape) {
@@ -84,10 +116,20 @@ fn probabilities(p: &mut [f32], qkv: &[f32], head: usize, (first, rows): (usize,
 }
 
 /// out (T, E), its rows `stride` apart, of one head of one sample. `p` is scratch of [`Shape::block_len`].
-fn head_forward(out: &mut [f32], stride: usize, qkv: &[f32], head: usize, s: Shape, p: &mut [f32]) {
+fn head_forward(
+    (out, stride): (&mut [f32], usize),
+    qkv: &[f32],
+    head: usize,
+    s: Shape,
+    p: &mut [f32],
+    dropout: Option<HeadDrop>,
+) {
     for (first, rows) in s.blocks() {
         let p = &mut p[..rows * s.t];
         probabilities(p, qkv, head, (first, rows), s);
+        if let Some(dropout) = dropout {
+            dropout.apply(p, first, s.t);
+        }
         let (p, v) = (Mat::new(p, rows, s.t), s.whole(qkv, 2, head));
         matmul(
             &mut out[first * stride..],
@@ -103,7 +145,8 @@ fn head_forward(out: &mut [f32], stride: usize, qkv: &[f32], head: usize, s: Sha
 /// dQ, dK, dV (T, E) of one head of one sample, at `at` in `d` with rows `stride` apart; dO likewise (T, E) in `dout`.
 ///
 /// With P the probabilities, O = P·V and S the scaled scores: dV = Pᵀ·dO, dP = dO·Vᵀ,
-/// dS = P∘(dP − rowsum(P∘dP)), dQ = dS·K/√E, dK = dSᵀ·Q/√E.
+/// dS = P∘(dP − rowsum(P∘dP)), dQ = dS·K/√E, dK = dSᵀ·Q/√E. Where P is dropped by the factors M, O = (P∘M)·V: then
+/// dV = (P∘M)ᵀ·dO and dP = (dO·Vᵀ)∘M.
 fn head_backward(
     (d, at, stride): (&mut [f32], [usize; 3], usize),
     dout: &[f32],
@@ -111,6 +154,7 @@ fn head_backward(
     head: usize,
     s: Shape,
     (p, dp): (&mut [f32], &mut [f32]),
+    dropout: Option<HeadDrop>,
 ) {
     for (first, rows) in s.blocks() {
         let (p, dp) = (&mut p[..rows * s.t], &mut dp[..rows * s.t]);
@@ -126,12 +170,20 @@ fn head_backward(
             s.width(),
         );
         probabilities(p, qkv, head, (first, rows), s);
+        let kept: &[f32] = match dropout {
+            None => p,
+            Some(dropout) => {
+                dp.copy_from_slice(p);
+                dropout.apply(dp, first, s.t);
+                dp
+            }
+        };
         matmul(
             &mut d[at[2]..],
             stride,
             into,
             1.0,
-            Mat::new(p, rows, s.t).t(),
+            Mat::new(kept, rows, s.t).t(),
             do_rows,
         );
         matmul(
@@ -142,6 +194,9 @@ fn head_backward(
             do_rows,
             s.whole(qkv, 2, head).t(),
         );
+        if let Some(dropout) = dropout {
+            dropout.apply(dp, first, s.t);
+        }
         simd(
             #[inline(always)]
             || {
@@ -171,25 +226,28 @@ fn head_backward(
 /// softmax(q·kᵀ/√E)·v for every head: qkv (B, T, 3, H, E) → (B, T, H·E).
 ///
 /// Samples run in parallel; where there are more threads than samples, heads do, each into a buffer of its own.
-pub(crate) fn attention(qkv: &[f32], s: Shape) -> Vec<f32> {
+pub(crate) fn attention(qkv: &[f32], s: Shape, dropout: Dropped<'_>) -> Vec<f32> {
     let (t, e, d) = (s.t, s.e, s.width());
     let mut out = unwritten(qkv.len() / 3);
     let samples = out.par_chunks_mut(t * d).zip(qkv.par_chunks(3 * t * d));
+    let samples = samples.enumerate();
     if rayon::current_num_threads() <= samples.len() {
         samples.for_each_init(
             || unwritten(s.block_len()),
-            |p, (out, qkv)| {
+            |p, (b, (out, qkv))| {
                 for h in 0..s.heads {
-                    head_forward(&mut out[h * e..], d, qkv, h, s, p);
+                    let dropout = HeadDrop::of(dropout, b, h);
+                    head_forward((&mut out[h * e..], d), qkv, h, s, p, dropout);
                 }
             },
         );
         return out;
     }
-    samples.for_each(|(out, qkv)| {
+    samples.for_each(|(b, (out, qkv))| {
         let heads = (0..s.heads).into_par_iter().map(|h| {
             let mut own = unwritten(t * e);
-            head_forward(&mut own, e, qkv, h, s, &mut unwritten(s.block_len()));
+            let (mut p, dropout) = (unwritten(s.block_len()), HeadDrop::of(dropout, b, h));
+            head_forward((&mut own, e), qkv, h, s, &mut p, dropout);
             own
         });
         for (h, own) in heads.collect::<Vec<_>>().iter().enumerate() {
@@ -200,29 +258,38 @@ pub(crate) fn attention(qkv: &[f32], s: Shape) -> Vec<f32> {
 }
 
 /// Gradient of [`attention`] for the packed qkv. Probabilities are computed again.
-pub(crate) fn attention_backward(dout: &[f32], qkv: &[f32], s: Shape) -> Vec<f32> {
+pub(crate) fn attention_backward(
+    dout: &[f32],
+    qkv: &[f32],
+    s: Shape,
+    dropout: Dropped<'_>,
+) -> Vec<f32> {
     let (t, e, d) = (s.t, s.e, s.width());
     let mut dqkv = unwritten(qkv.len());
     let samples = dqkv
         .par_chunks_mut(3 * t * d)
         .zip(qkv.par_chunks(3 * t * d))
-        .zip(dout.par_chunks(t * d));
+        .zip(dout.par_chunks(t * d))
+        .enumerate();
     let scratch = || (unwritten(s.block_len()), unwritten(s.block_len()));
     if rayon::current_num_threads() <= samples.len() {
-        samples.for_each_init(scratch, |(p, dp), ((dqkv, qkv), dout)| {
+        samples.for_each_init(scratch, |(p, dp), (b, ((dqkv, qkv), dout))| {
             for h in 0..s.heads {
                 let at = [0, 1, 2].map(|part| part * d + h * e);
-                head_backward((dqkv, at, 3 * d), dout, qkv, h, s, (p, dp));
+                let dropout = HeadDrop::of(dropout, b, h);
+                head_backward((dqkv, at, 3 * d), dout, qkv, h, s, (p, dp), dropout);
             }
         });
         return dqkv;
     }
-    samples.for_each(|((dqkv, qkv), dout)| {
+    samples.for_each(|(b, ((dqkv, qkv), dout))| {
         let heads = (0..s.heads).into_par_iter().map(|h| {
             let mut own = unwritten(3 * t * e); // (3, T, E)
             let (mut p, mut dp) = scratch();
             let at = [0, t * e, 2 * t * e];
-            head_backward((&mut own, at, e), dout, qkv, h, s, (&mut p, &mut dp));
+            let dropout = HeadDrop::of(dropout, b, h);
+            let scratch = (&mut p[..], &mut dp[..]);
+            head_backward((&mut own, at, e), dout, qkv, h, s, scratch, dropout);
             own
         });
         for (h, own) in heads.collect::<Vec<_>>().iter().enumerate() {

@@ -74,17 +74,15 @@ pub(crate) fn layer_norm_backward(
     (scale_at, shift_at): (usize, usize),
     stride: usize,
 ) -> (Vec<f32>, Vec<f32>) {
-    let groups = x.len() / (t * d);
+    let groups = x.len().div_ceil(t * d);
     let mut dx = unwritten(x.len());
     let mut daffine = vec![0f32; groups * stride];
     dx.par_chunks_mut(t * d)
         .zip(daffine.par_chunks_mut(stride))
         .enumerate()
         .for_each(|(b, (dx, daffine))| {
-            let (x, dy) = (
-                &x[b * t * d..(b + 1) * t * d],
-                &dy[b * t * d..(b + 1) * t * d],
-            );
+            let rows = b * t * d..((b + 1) * t * d).min(x.len()); // the last group may be short
+            let (x, dy) = (&x[rows.clone()], &dy[rows]);
             let scale = &affine.scale[b * affine.stride..b * affine.stride + d];
             let mut dscale = vec![0f32; d];
             let mut dshift = vec![0f32; d];

@@ -48,6 +48,14 @@ impl Linear {
             Some(lora) => ops::linear_low_rank_gelu(x, &self.weight, &self.bias, lora)?,
         })
     }
+
+    /// Exact GELU of [`forward`](Self::forward), in one operation.
+    pub fn forward_gelu_erf(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match &self.lora {
+            None => ops::linear_gelu_erf(x, &self.weight, &self.bias)?,
+            Some(lora) => ops::linear_low_rank_gelu_erf(x, &self.weight, &self.bias, lora)?,
+        })
+    }
 }
 
 /// A low-rank update of linear layers (Hu et al. 2021, arXiv 2106.09685): W + (α/r)·B·A.

@@ -2,10 +2,12 @@
 
 mod embed;
 mod linear;
+mod norm;
 mod transformer;
 
 pub use embed::{
     LabelEmbedder, PatchEmbed, TimestepEmbedder, sincos_2d, timestep_frequencies, unpatchify,
 };
 pub use linear::{Linear, LoraSpec};
+pub use norm::LayerNorm;
 pub use transformer::{Attention, Mlp};

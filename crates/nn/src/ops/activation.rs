@@ -12,6 +12,15 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// Exact GELU, x·Φ(x) with the normal distribution function Φ (Hendrycks & Gimpel 2016, arXiv 1606.08415); any shape.
+pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    if is_fused(&[x]) {
+        x.contiguous()?.apply_op1(Activation(Act::GeluErf))
+    } else {
+        x.gelu_erf()
+    }
+}
+
 /// SiLU, x·σ(x); any shape.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     if is_fused(&[x]) {

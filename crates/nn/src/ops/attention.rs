@@ -1,12 +1,23 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 
-use super::{host, is_fused, tensor, values};
+use super::{Dropout, host, is_fused, tensor, values};
 use crate::kernels::attention as kernel;
 
 /// softmax(q·kᵀ/√E)·v per head: packed qkv (B, T, 3·D), in timm's order (3, heads, E), → (B, T, D).
 ///
 /// Vaswani et al. 2017, eq. 1.
 pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
+    attention_with(qkv, heads, None)
+}
+
+/// As [`attention`] with dropout of the probabilities behind the softmax, each at index (head, query, key) of its sample.
+pub fn attention_dropped(qkv: &Tensor, heads: usize, dropout: &Dropout) -> Result<Tensor> {
+    dropout.check("attention", qkv)?;
+    let dropout = Some(dropout).filter(|d| !d.is_off());
+    attention_with(qkv, heads, dropout)
+}
+
+fn attention_with(qkv: &Tensor, heads: usize, dropout: Option<&Dropout>) -> Result<Tensor> {
     let (_, t, width) = qkv.dims3()?;
     if heads == 0 || width % (3 * heads) != 0 {
         bail!(
@@ -15,18 +26,23 @@ pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
         );
     }
     if !is_fused(&[qkv]) {
-        return attention_composed(qkv, heads);
+        return attention_composed(qkv, heads, dropout);
     }
     let shape = kernel::Shape {
         t,
         heads,
         e: width / 3 / heads,
     };
-    qkv.contiguous()?.apply_op1(Attention(shape))
+    let dropout = dropout.cloned();
+    qkv.contiguous()?.apply_op1(Attention { shape, dropout })
 }
 
 /// The same from candle's operations.
-pub(crate) fn attention_composed(qkv: &Tensor, heads: usize) -> Result<Tensor> {
+pub(crate) fn attention_composed(
+    qkv: &Tensor,
+    heads: usize,
+    dropout: Option<&Dropout>,
+) -> Result<Tensor> {
     let (b, t, width) = qkv.dims3()?;
     let e = width / 3 / heads;
     let packed = qkv.reshape((b, t, 3, heads, e))?.permute((2, 0, 3, 1, 4))?; // (3, B, H, T, E)
@@ -37,10 +53,23 @@ pub(crate) fn attention_composed(qkv: &Tensor, heads: usize) -> Result<Tensor> {
         .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
         .exp()?;
     let p = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
+    let p = match dropout {
+        None => p,
+        Some(dropout) => (&p * dropout.factors(p.dims(), &p)?)?,
+    };
     p.matmul(&v)?.transpose(1, 2)?.reshape((b, t, heads * e)) // (B, T, D)
 }
 
-struct Attention(kernel::Shape);
+struct Attention {
+    shape: kernel::Shape,
+    dropout: Option<Dropout>,
+}
+
+impl Attention {
+    fn dropped(&self) -> kernel::Dropped<'_> {
+        self.dropout.as_ref().map(|d| (d.drop, &*d.keys))
+    }
+}
 
 impl CustomOp1 for Attention {
     fn name(&self) -> &'static str {
@@ -49,12 +78,14 @@ impl CustomOp1 for Attention {
 
     fn cpu_fwd(&self, qkv: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (b, t, width) = l.shape().dims3()?;
-        let out = kernel::attention(values(qkv, l)?, self.0);
+        let out = kernel::attention(values(qkv, l)?, self.shape, self.dropped());
         Ok((CpuStorage::F32(out), Shape::from((b, t, width / 3))))
     }
 
     fn bwd(&self, qkv: &Tensor, _out: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
-        let dqkv = host!(dout => dout, qkv => qkv; kernel::attention_backward(dout, qkv, self.0));
+        let dqkv = host!(dout => dout, qkv => qkv; kernel::attention_backward(
+            dout, qkv, self.shape, self.dropped(),
+        ));
         Ok(Some(tensor(dqkv, qkv.shape())?))
     }
 }

@@ -31,7 +31,21 @@ pub fn linear_gelu(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !is_fused(&[x, w, b]) {
         return linear_composed(x, w, Some(b))?.gelu();
     }
+    fused_gelu(x, w, b, Act::GeluTanh)
+}
+
+/// As [`linear_gelu`] with the exact GELU.
+pub fn linear_gelu_erf(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
+    check(x, w, Some(b))?;
+    if !is_fused(&[x, w, b]) {
+        return linear_composed(x, w, Some(b))?.gelu_erf();
+    }
+    fused_gelu(x, w, b, Act::GeluErf)
+}
+
+fn fused_gelu(x: &Tensor, w: &Tensor, b: &Tensor, act: Act) -> Result<Tensor> {
     let op = LinearGelu {
+        act,
         pre: Mutex::new(Vec::new()),
     };
     x.contiguous()?
@@ -193,6 +207,7 @@ impl CustomOp2 for Linear {
 }
 
 struct LinearGelu {
+    act: Act,
     /// x·Wᵀ + b, left by the forward for its own backward.
     pre: Mutex<Vec<f32>>,
 }
@@ -213,7 +228,7 @@ impl CustomOp3 for LinearGelu {
     ) -> Result<(CpuStorage, Shape)> {
         let (pre, shape) =
             Linear::forward(values(x, xl)?, xl, values(w, wl)?, wl, Some(values(b, bl)?))?;
-        let y = act(Act::GeluTanh, &pre);
+        let y = act(self.act, &pre);
         match self.pre.lock() {
             Ok(mut slot) => *slot = pre,
             Err(_) => bail!("linear-gelu: an earlier forward panicked"),
@@ -232,7 +247,7 @@ impl CustomOp3 for LinearGelu {
         let Ok(pre) = self.pre.lock() else {
             bail!("linear-gelu: an earlier forward panicked")
         };
-        let dpre = host!(dy => dy; act_backward(Act::GeluTanh, &pre, dy));
+        let dpre = host!(dy => dy; act_backward(self.act, &pre, dy));
         Linear::backward(x, w, Some(b), &dpre)
     }
 }

@@ -38,6 +38,16 @@ pub fn linear_low_rank_gelu(
     fused_or(x, w, bias, update, Some(Act::GeluTanh))
 }
 
+/// As [`linear_low_rank_gelu`] with the exact GELU.
+pub fn linear_low_rank_gelu_erf(
+    x: &Tensor,
+    w: &Tensor,
+    bias: &Tensor,
+    update: &LowRank,
+) -> Result<Tensor> {
+    fused_or(x, w, bias, update, Some(Act::GeluErf))
+}
+
 fn fused_or(
     x: &Tensor,
     w: &Tensor,
@@ -59,7 +69,12 @@ fn fused_or(
     if w.track_op() || bias.track_op() || !is_fused(&[x, w, bias, a, b]) {
         let y = (linear_composed(x, w, Some(bias))?
             + linear_composed(&linear_composed(x, a, None)?, &(b * *scale)?, None)?)?; // (…, O)
-        return if act.is_some() { y.gelu() } else { Ok(y) };
+        return match act {
+            None => Ok(y),
+            Some(Act::GeluTanh) => y.gelu(),
+            Some(Act::GeluErf) => y.gelu_erf(),
+            Some(Act::Silu) => y.silu(),
+        };
     }
     let op = Op {
         w: w.contiguous()?,

@@ -5,16 +5,20 @@
 
 mod activation;
 mod attention;
+mod dropout;
 mod gated;
 mod linear;
 mod lora;
+mod modulate;
 mod norm;
 
-pub use activation::{gelu_tanh, silu};
-pub use attention::attention;
+pub use activation::{gelu_erf, gelu_tanh, silu};
+pub use attention::{attention, attention_dropped};
+pub use dropout::{Dropout, dropout};
 pub use gated::gated_residual;
-pub use linear::{linear, linear_gelu};
-pub use lora::{LowRank, linear_low_rank, linear_low_rank_gelu};
+pub use linear::{linear, linear_gelu, linear_gelu_erf};
+pub use lora::{LowRank, linear_low_rank, linear_low_rank_gelu, linear_low_rank_gelu_erf};
+pub use modulate::modulate;
 pub use norm::{layer_norm, layer_norm_modulate};
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};

@@ -1,7 +1,10 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 
 use super::{host, is_fused, tensor, values};
+use crate::kernels::elementwise::sum_rows;
+use crate::kernels::matmul::Into;
 use crate::kernels::norm::{Affine, layer_norm as forward, layer_norm_backward};
+use crate::kernels::unwritten;
 
 /// modulate(LayerNorm(x), shift, scale) = LN(x)·(1 + scale) + shift for x (B, T, D), LayerNorm without
 /// weights; shift and scale are chunks of the packed adaLN projection `modulation` (B, k·D).
@@ -121,6 +124,10 @@ impl CustomOp2 for Modulate {
     }
 }
 
+/// Rows that one task normalises. All rows share one weight, so any number does; the sums of their gradients are
+/// grouped by it, and must not depend on the number of threads.
+const ROWS: usize = 64;
+
 struct AffineNorm {
     eps: f32,
     d: usize,
@@ -147,7 +154,7 @@ impl CustomOp3 for AffineNorm {
             stride: 0,
             base: 0.0,
         };
-        let y = forward(x, &affine, self.eps, rows(x.len(), self.d), self.d);
+        let y = forward(x, &affine, self.eps, ROWS, self.d);
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 
@@ -161,19 +168,15 @@ impl CustomOp3 for AffineNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (dx, daffine) = host!(dy => dy, x => x, w => w, b => b; {
             let affine = Affine { scale: w, shift: b, stride: 0, base: 0.0 };
-            let t = rows(x.len(), self.d);
-            layer_norm_backward(dy, x, &affine, self.eps, (t, self.d), (0, self.d), 2 * self.d)
+            layer_norm_backward(dy, x, &affine, self.eps, (ROWS, self.d), (0, self.d), 2 * self.d)
         });
-        let (dw, db) = daffine.split_at(self.d);
+        let mut total = unwritten(2 * self.d);
+        sum_rows(&daffine, &mut total, Into::Overwrite);
+        let (dw, db) = total.split_at(self.d);
         Ok((
             Some(tensor(dx, x.shape())?),
             Some(tensor(dw.to_vec(), self.d)?),
             Some(tensor(db.to_vec(), self.d)?),
         ))
     }
-}
-
-/// All rows share one weight, so they form one group.
-fn rows(len: usize, d: usize) -> usize {
-    (len / d).max(1)
 }

@@ -1,0 +1,64 @@
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+use super::{host, is_fused, tensor, values};
+use crate::kernels::elementwise::{Chunks, modulate as forward, modulate_backward};
+
+/// x·(1 + scale) + shift for rows x (N, D), where shift and scale of row n are chunks of row n of the packed
+/// projection `modulation` (N, k·D): adaLN behind a norm that has weights of its own.
+pub fn modulate(
+    x: &Tensor,
+    modulation: &Tensor,
+    shift_chunk: usize,
+    scale_chunk: usize,
+) -> Result<Tensor> {
+    let (n, d) = x.dims2()?;
+    let (rows, width) = modulation.dims2()?;
+    if rows != n || (shift_chunk.max(scale_chunk) + 1) * d > width {
+        bail!(
+            "modulate: x {:?} does not fit chunks of {:?}",
+            x.dims(),
+            modulation.dims()
+        );
+    }
+    if !is_fused(&[x, modulation]) {
+        let chunk = |k: usize| modulation.narrow(1, k * d, d); // (N, D)
+        return (x * (chunk(scale_chunk)? + 1.0)?)? + chunk(shift_chunk)?;
+    }
+    let op = Modulate(Chunks {
+        shift: shift_chunk * d,
+        scale: scale_chunk * d,
+        width,
+        d,
+    });
+    x.contiguous()?.apply_op2(&modulation.contiguous()?, op)
+}
+
+struct Modulate(Chunks);
+
+impl CustomOp2 for Modulate {
+    fn name(&self) -> &'static str {
+        "modulate"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        m: &CpuStorage,
+        ml: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = forward(values(x, xl)?, values(m, ml)?, self.0);
+        Ok((CpuStorage::F32(y), xl.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        m: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, dm) = host!(dy => dy, x => x, m => m; modulate_backward(dy, x, m, self.0));
+        Ok((Some(tensor(dx, x.shape())?), Some(tensor(dm, m.shape())?)))
+    }
+}
