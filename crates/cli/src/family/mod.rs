@@ -1,6 +1,7 @@
 //! The one enum over model families: a command asks [`Architecture::of`] what it was given, and is generic below.
 
 mod dit;
+mod mar;
 mod sit;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use tinyfusion::core::{BlockLayout, BlockStack, Error, LatentBatch, ParamSpec, S
 use tinyfusion::diffusion::Objective;
 
 pub(crate) use dit::Dit;
+pub(crate) use mar::MaskedAutoregressive;
 pub(crate) use sit::Sit;
 
 use crate::commands::sample::{Drawing, Settings};
@@ -92,10 +94,15 @@ impl Samples {
 pub(crate) enum Architecture {
     Dit,
     Sit,
+    Mar,
 }
 
 impl Architecture {
-    const ALL: [(&'static str, Self); 2] = [(Dit::NAME, Self::Dit), (Sit::NAME, Self::Sit)];
+    const ALL: [(&'static str, Self); 3] = [
+        (Dit::NAME, Self::Dit),
+        (Sit::NAME, Self::Sit),
+        (MaskedAutoregressive::NAME, Self::Mar),
+    ];
 
     /// What the model directory `path` says it is.
     pub(crate) fn of(path: &Path) -> Result<Self> {
@@ -131,6 +138,9 @@ macro_rules! with_family {
         match $architecture {
             $crate::family::Architecture::Dit => $function::<$crate::family::Dit>($($argument),*),
             $crate::family::Architecture::Sit => $function::<$crate::family::Sit>($($argument),*),
+            $crate::family::Architecture::Mar => {
+                $function::<$crate::family::MaskedAutoregressive>($($argument),*)
+            }
         }
     };
 }

@@ -8,7 +8,7 @@ use tinyfusion::diffusion::samplers::{
 use tinyfusion::diffusion::{DiffusionForm, Interpolant};
 use tinyfusion::models::SiT;
 
-use super::{Drawing, Guided, Noise, Sampler, Settings};
+use super::{Drawing, Guided, Images, Noise, Sampler, Settings};
 use crate::family::{Model, Sit};
 use crate::settings::finite;
 
@@ -105,6 +105,7 @@ impl<'a> FlowDrawing<'a> {
                 ("clip", settings.clip.is_some()),
             ],
         )?;
+        settings.tokens.refuse("a SiT")?;
         Ok(Self {
             net: Guided {
                 net: model.network()?,
@@ -203,13 +204,13 @@ impl Drawing for FlowDrawing<'_> {
 
     fn draw(
         &self,
-        classes: &[u32],
-        noise: &mut Noise,
+        images: &Images,
         on_step: &dyn Fn() -> tinyfusion::core::Result<()>,
     ) -> tinyfusion::core::Result<Tensor> {
         let of = self.net.samples;
+        let mut noise = Noise::of(images);
         let z = noise.normal(of)?; // (B, C, H, W)
-        let predict = |x: &Tensor, t: &Tensor| self.net.ask(x, t, classes);
+        let predict = |x: &Tensor, t: &Tensor| self.net.ask(x, t, &images.classes);
         let on_step = |_: &TimeStep<'_>| on_step();
         match self.solver {
             Solver::Ode(config) => ode(&self.process, config, &z, predict, on_step),

@@ -8,7 +8,7 @@ use tinyfusion::diffusion::samplers::{
 use tinyfusion::diffusion::{Clip, DdimConfig, DiffusionConfig, GaussianDiffusion, Respacing};
 use tinyfusion::models::DiT;
 
-use super::{Drawing, Guided, Noise, Sampler, Settings};
+use super::{Drawing, Guided, Images, Noise, Sampler, Settings};
 use crate::family::{Dit, Model};
 
 /// DiT's: the reverse of the diffusion.
@@ -30,6 +30,7 @@ impl<'a> GaussianDrawing<'a> {
             .into());
         }
         settings.flow.refuse("a DiT")?;
+        settings.tokens.refuse("a DiT")?;
         match settings.eta {
             Some(_) if sampler != Sampler::Ddim => {
                 return Err(
@@ -111,13 +112,13 @@ impl Drawing for GaussianDrawing<'_> {
 
     fn draw(
         &self,
-        classes: &[u32],
-        noise: &mut Noise,
+        images: &Images,
         on_step: &dyn Fn() -> tinyfusion::core::Result<()>,
     ) -> tinyfusion::core::Result<Tensor> {
         let of = self.net.samples;
+        let mut noise = Noise::of(images);
         let z = noise.normal(of)?; // (B, C, H, W)
-        let denoise = |x: &Tensor, t: &Tensor| self.net.ask(x, t, classes);
+        let denoise = |x: &Tensor, t: &Tensor| self.net.ask(x, t, &images.classes);
         let noise = |_: usize| noise.normal(of);
         let on_step = |_: &Step<'_>| on_step();
         let clip = if self.clip { Clip::Unit } else { Clip::Off };

@@ -2,7 +2,9 @@
 
 mod flow;
 mod gaussian;
+mod tokens;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -20,6 +22,7 @@ use tinyfusion::train::{Progress, Stop};
 
 pub(crate) use flow::FlowDrawing;
 pub(crate) use gaussian::GaussianDrawing;
+pub(crate) use tokens::TokenDrawing;
 
 use crate::family::{Architecture, Family, Model, Samples, with_family};
 use crate::output::{progress_bar, say};
@@ -35,6 +38,7 @@ use crate::training_data::MOST_IMAGES;
 /// Examples:
 ///   tinyfusion sample assets/teacher runs/images --count 100 --sampler ddim --steps 50 --cfg 2.0
 ///   tinyfusion sample SIT runs/images --sampler sde-euler --steps 250 --form sigma --last-step mean
+///   tinyfusion sample MAR runs/images --iterations 64 --steps 100 --cfg 3 --temperature 0.95
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -65,10 +69,10 @@ pub(crate) struct Settings {
     #[arg(long, value_enum)]
     sampler: Option<Sampler>,
     /// Sampling steps: every k-th timestep for DDIM, an even spread for the others [default: 50 of a DiT, 25 of a SiT,
-    /// whose Heun asks the network twice a step]
+    /// whose Heun asks the network twice a step; of a MAR those of each token, as its config says]
     #[arg(long)]
     steps: Option<usize>,
-    /// DiT: which timesteps are visited, in place of --steps: "250" (an even spread), "10,20,30" (so many in each of
+    /// DiT and MAR: which timesteps are visited, in place of --steps: "250" (an even spread), "10,20,30" (so many in each of
     /// three sections), "ddim50" (every k-th) or "" (all)
     #[arg(long, value_name = "TEXT", conflicts_with = "steps")]
     respacing: Option<Respacing>,
@@ -86,6 +90,8 @@ pub(crate) struct Settings {
     clip: Option<bool>,
     #[command(flatten)]
     flow: flow::FlowFlags,
+    #[command(flatten)]
+    tokens: tokens::TokenFlags,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -127,23 +133,30 @@ pub(crate) trait Drawing: Sync {
     fn steps(&self) -> Option<usize>;
     /// What sample.json says of it.
     fn report(&self) -> Map<String, Value>;
-    /// Samples (B, C, H, W) f32 of the `classes` (B).
+    /// The images as (B, C, H, W) f32.
     fn draw(
         &self,
-        classes: &[u32],
-        noise: &mut Noise,
+        images: &Images,
         on_step: &dyn Fn() -> tinyfusion::core::Result<()>,
     ) -> tinyfusion::core::Result<Tensor>;
 }
 
+/// Some of the images of a run.
+pub(crate) struct Images {
+    seed: u64,
+    numbers: Range<usize>,
+    classes: Vec<u32>,
+}
+
 /// The noise of some images, each from a generator of its own: who its neighbours are does not show.
-pub(crate) struct Noise(Vec<StepRng>);
+struct Noise(Vec<StepRng>);
 
 impl Noise {
-    fn new(seed: u64, images: std::ops::Range<usize>) -> Self {
+    fn of(images: &Images) -> Self {
+        let numbers = images.numbers.clone();
         Self(
-            images
-                .map(|i| StepRng::new(seed, i as u64, stream::SAMPLE))
+            numbers
+                .map(|i| StepRng::new(images.seed, i as u64, stream::SAMPLE))
                 .collect(),
         )
     }
@@ -301,8 +314,12 @@ impl Job<'_> {
     }
 
     /// Some of the samples as (B, C, H, W): images in u8, latents in f32.
-    fn batch(&self, images: std::ops::Range<usize>) -> tinyfusion::core::Result<Tensor> {
-        let classes: Vec<u32> = images.clone().map(|i| self.class(i)).collect();
+    fn batch(&self, numbers: Range<usize>) -> tinyfusion::core::Result<Tensor> {
+        let images = Images {
+            seed: self.args.seed,
+            classes: numbers.clone().map(|i| self.class(i)).collect(),
+            numbers,
+        };
         let advance = || {
             let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
             self.progress.set(done, String::new());
@@ -318,8 +335,7 @@ impl Job<'_> {
                 Ok(())
             }
         };
-        let mut noise = Noise::new(self.args.seed, images);
-        let x = self.drawing.draw(&classes, &mut noise, &on_step)?;
+        let x = self.drawing.draw(&images, &on_step)?;
         if !counts_steps {
             advance();
         }

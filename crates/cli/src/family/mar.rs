@@ -1,0 +1,103 @@
+use anyhow::Result;
+use candle_core::Device;
+use tinyfusion::checkpoint::keep_blocks;
+use tinyfusion::core::{BlockLayout, ParamSpec, StateDict};
+use tinyfusion::diffusion::{GaussianDiffusion, MarObjective, MarTraining, token_diffusion};
+use tinyfusion::models::{Mar, MarConfig};
+
+use super::{Family, Model, Samples};
+use crate::commands::sample::{Drawing, Settings, TokenDrawing};
+
+/// MAR (Li et al., 2406.11838): an encoder of the visible tokens, a decoder of all, a diffusion for each token.
+pub(crate) struct MaskedAutoregressive;
+
+impl Family for MaskedAutoregressive {
+    const NAME: &'static str = "MAR";
+    const PROCESS: Option<&'static str> = None; // its sizes say it all
+    const BETA: f64 = 1e-2;
+    type Config = MarConfig;
+    type Process = ();
+    type Net = Mar;
+    type Objective = MarObjective;
+
+    fn validate(config: &MarConfig, (): &()) -> tinyfusion::core::Result<()> {
+        config.validate()
+    }
+
+    fn params(config: &MarConfig) -> Vec<ParamSpec> {
+        config.params()
+    }
+
+    fn init(config: &MarConfig, seed: u64) -> tinyfusion::core::Result<StateDict> {
+        config.init(seed, &Device::Cpu)
+    }
+
+    fn is_fixed(name: &str) -> bool {
+        MarConfig::is_fixed(name)
+    }
+
+    fn layout(config: &MarConfig) -> BlockLayout {
+        BlockLayout::stages([config.encoder_depth, config.decoder_depth])
+    }
+
+    fn samples(config: &MarConfig) -> Samples {
+        Samples {
+            channels: config.vae_embed_dim,
+            size: config.img_size / config.vae_stride,
+            classes: config.class_num,
+            null_class: config.label_drop_prob > 0.0,
+        }
+    }
+
+    fn keep(
+        config: &MarConfig,
+        weights: &StateDict,
+        kept: &[usize],
+    ) -> tinyfusion::core::Result<(MarConfig, StateDict)> {
+        let stages = config.split_kept(kept)?;
+        let [encoder, decoder] = &stages;
+        let config = config.with_depths(encoder.len(), decoder.len());
+        let mut weights = weights.clone();
+        for (prefix, kept) in MarConfig::STAGES.iter().zip(&stages) {
+            weights = keep_blocks(&weights, prefix, kept)?;
+        }
+        Ok((config, weights))
+    }
+
+    fn network(
+        config: &MarConfig,
+        weights: &StateDict,
+        lora: f64,
+        recompute: bool,
+    ) -> tinyfusion::core::Result<Mar> {
+        Ok(Mar::with_lora(config, weights, lora)?.recomputing(recompute))
+    }
+
+    fn objective(
+        config: &MarConfig,
+        (): &(),
+        held_out: bool,
+    ) -> tinyfusion::core::Result<MarObjective> {
+        let training = MarTraining {
+            patch_size: config.patch_size,
+            class_num: config.class_num as u32,
+            mask_ratio_min: config.mask_ratio_min,
+            label_drop_prob: config.label_drop_prob,
+            diffusion_batch_mul: config.diffusion_batch_mul,
+            dropout: config.attn_dropout > 0.0 || config.proj_dropout > 0.0,
+        };
+        let training = if held_out {
+            training.held_out()
+        } else {
+            training
+        };
+        MarObjective::new(GaussianDiffusion::new(token_diffusion())?, training)
+    }
+
+    fn drawing<'a>(
+        model: &'a Model<Self>,
+        settings: &'a Settings,
+    ) -> Result<Box<dyn Drawing + 'a>> {
+        Ok(Box::new(TokenDrawing::new(model, settings)?))
+    }
+}
