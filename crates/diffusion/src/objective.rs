@@ -12,10 +12,11 @@ use tinyfusion_core::{BlockStack, Result, StepRng};
 ///
 /// DiT is [`DenoisingObjective`](crate::DenoisingObjective). The associated types leave room for the others without a
 /// change here. An interpolant (SiT) is asked a [`LatentQuery`](tinyfusion_core::LatentQuery) as DiT
-/// is; only its draw holds continuous times. MAR is asked a [`TokenQuery`](tinyfusion_core::TokenQuery); its
-/// draw holds the token mask and the noise of the per-token diffusion, and since its denoiser is
-/// part of the model, [`predict`](Self::predict) gets the network and turns the tokens' output into the denoiser's
-/// prediction by running it (the bound on `S` then names that ability beside [`BlockStack`]).
+/// is; only its draw holds continuous times. MAR is [`MarObjective`](crate::MarObjective): it is asked a
+/// [`TokenQuery`](tinyfusion_core::TokenQuery); its draw holds the token mask, the noise of the per-token diffusion and
+/// the seeds of dropout, and since its denoiser is part of the model, [`predict`](Self::predict) gets the network and
+/// turns the tokens' output into the denoiser's prediction by running it (the bound on `S` is
+/// [`TokenDenoiser`](tinyfusion_core::TokenDenoiser)).
 pub trait Objective<S: BlockStack> {
     /// Clean data, with one entry per sample along the first axis.
     type Batch;
