@@ -111,6 +111,9 @@ pub struct ReverseStep {
 
 /// The discrete Gaussian diffusion process of DiT: tables in f64, formulas on f32 tensors, no weights.
 ///
+/// Shapes are written for images, (B, C, H, W); samples may have any number of axes behind their channels, none for
+/// MAR's single tokens (N, C).
+///
 /// Timesteps are host values `t`, one per sample, and index the (respaced) chain; the network is
 /// told [`model_timesteps`](Self::model_timesteps). Tables are looked up and combined in f64 and then cast.
 #[derive(Debug, Clone)]

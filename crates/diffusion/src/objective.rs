@@ -12,11 +12,12 @@ use tinyfusion_core::{BlockStack, Result, StepRng};
 ///
 /// DiT is [`DenoisingObjective`](crate::DenoisingObjective), SiT
 /// [`InterpolantObjective`](crate::InterpolantObjective): both are asked a
-/// [`LatentQuery`](tinyfusion_core::LatentQuery), and only the latter's draw holds continuous times. The associated types
-/// leave room for MAR without a change here. MAR is asked a [`TokenQuery`](tinyfusion_core::TokenQuery); its
-/// draw holds the token mask and the noise of the per-token diffusion, and since its denoiser is
-/// part of the model, [`predict`](Self::predict) gets the network and turns the tokens' output into the denoiser's
-/// prediction by running it (the bound on `S` then names that ability beside [`BlockStack`]).
+/// [`LatentQuery`](tinyfusion_core::LatentQuery), and only the latter's draw holds continuous times. MAR is
+/// [`MarObjective`](crate::MarObjective): it is asked a
+/// [`TokenQuery`](tinyfusion_core::TokenQuery); its draw holds the token mask, the noise of the per-token diffusion and
+/// the seeds of dropout, and since its denoiser is part of the model, [`predict`](Self::predict) gets the network and
+/// turns the tokens' output into the denoiser's prediction by running it (the bound on `S` is
+/// [`TokenDenoiser`](tinyfusion_core::TokenDenoiser)).
 pub trait Objective<S: BlockStack> {
     /// Clean data, with one entry per sample along the first axis.
     type Batch;

@@ -19,6 +19,20 @@ pub enum CfgSchedule {
     Constant,
 }
 
+impl std::str::FromStr for CfgSchedule {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "linear" => Ok(Self::Linear),
+            "constant" => Ok(Self::Constant),
+            other => Err(Error::usage(format!(
+                "no guidance schedule is called `{other}`; there are linear, constant"
+            ))),
+        }
+    }
+}
+
 /// Settings of [`sample_tokens`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -48,7 +62,7 @@ impl Default for TokenSampling {
 impl TokenSampling {
     /// Checks the ranges.
     pub fn validate(&self) -> Result<()> {
-        /// More than one token per iteration is drawn anyway.
+        /// No image has more tokens, and every iteration draws at least one.
         const MOST: usize = 1 << 20;
         if !(1..=MOST).contains(&self.num_iter) {
             return Err(Error::usage(format!(

@@ -340,6 +340,12 @@ fn settings_that_make_no_sense_are_usage_errors() {
     };
     let objective = self::objective(base);
     assert!(Objective::<Toy>::draw(&objective, &strange, &mut rng(0)).is_err());
+    assert_eq!(
+        "constant".parse::<CfgSchedule>().unwrap(),
+        CfgSchedule::Constant
+    );
+    let unknown = "cosine".parse::<CfgSchedule>().unwrap_err().to_string();
+    assert!(unknown.contains("linear, constant"), "{unknown}");
     let base = TokenSampling::default();
     for bad in [
         TokenSampling {

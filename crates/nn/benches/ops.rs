@@ -90,6 +90,48 @@ fn linear_gelu(b: Bencher<'_, '_>, backward: bool) {
 }
 
 #[divan::bench(args = [false, true])]
+fn linear_gelu_erf(b: Bencher<'_, '_>, backward: bool) {
+    time(b, backward, &[&[B, T, D], &[4 * D, D], &[4 * D]], |t| {
+        ops::linear_gelu_erf(&t[0], &t[1], &t[2])
+    });
+}
+
+fn a_tenth() -> ops::Dropout {
+    ops::Dropout::new(0.1, &[1, 2], 0).unwrap()
+}
+
+#[divan::bench(args = [false, true])]
+fn dropout(b: Bencher<'_, '_>, backward: bool) {
+    let tenth = a_tenth();
+    time(b, backward, &[&[B, T, D]], move |t| {
+        ops::dropout(&t[0], &tenth)
+    });
+}
+
+#[divan::bench(args = [false, true])]
+fn attention_dropped(b: Bencher<'_, '_>, backward: bool) {
+    let tenth = a_tenth();
+    time(b, backward, &[&[B, T, 3 * D]], move |t| {
+        ops::attention_dropped(&t[0], HEADS, &tenth)
+    });
+}
+
+/// Every token a row with a modulation of its own, as in MAR's denoiser.
+#[divan::bench(args = [false, true])]
+fn modulate(b: Bencher<'_, '_>, backward: bool) {
+    time(b, backward, &[&[B * T, D], &[B * T, 3 * D]], |t| {
+        ops::modulate(&t[0], &t[1], 0, 1)
+    });
+}
+
+#[divan::bench(args = [false, true])]
+fn layer_norm(b: Bencher<'_, '_>, backward: bool) {
+    time(b, backward, &[&[B, T, D], &[D], &[D]], |t| {
+        ops::layer_norm(&t[0], &t[1], &t[2], 1e-6)
+    });
+}
+
+#[divan::bench(args = [false, true])]
 fn attention(b: Bencher<'_, '_>, backward: bool) {
     time(b, backward, &[&[B, T, 3 * D]], |t| {
         ops::attention(&t[0], HEADS)
@@ -113,6 +155,11 @@ fn gated_residual(b: Bencher<'_, '_>, backward: bool) {
 #[divan::bench(args = [false, true])]
 fn gelu_tanh(b: Bencher<'_, '_>, backward: bool) {
     time(b, backward, &[&[B, T, 4 * D]], |t| ops::gelu_tanh(&t[0]));
+}
+
+#[divan::bench(args = [false, true])]
+fn gelu_erf(b: Bencher<'_, '_>, backward: bool) {
+    time(b, backward, &[&[B, T, 4 * D]], |t| ops::gelu_erf(&t[0]));
 }
 
 /// candle's, for comparison.

@@ -1,7 +1,7 @@
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tinyfusion::models::{DiTConfig, Preset, SiTConfig, presets};
+use tinyfusion::models::{DiTConfig, MarConfig, Preset, SiTConfig, mar, presets};
 
 use crate::output::say;
 
@@ -31,7 +31,22 @@ fn rows() -> Result<Vec<Row>> {
     let sits = SiTConfig::presets();
     let dits = dits.iter().map(|p| of_dit(p, &p.config));
     let sits = sits.iter().map(|p| of_dit(p, &p.config.0));
-    dits.chain(sits).collect()
+    let mars = mar::presets();
+    let mars = mars.iter().map(|p| of_mar(&p.name, &p.config));
+    dits.chain(sits).chain(mars).collect()
+}
+
+fn of_mar(name: &str, sizes: &MarConfig) -> Result<Row> {
+    Ok(Row {
+        name: name.into(),
+        // Encoder and decoder, of one width in every preset.
+        depth: format!("{}+{}", sizes.encoder_depth, sizes.decoder_depth),
+        width: sizes.decoder_embed_dim,
+        heads: sizes.decoder_num_heads,
+        patch: sizes.patch_size,
+        parameters: sizes.parameters(),
+        config: serde_json::to_value(sizes)?,
+    })
 }
 
 fn of_dit<C: Serialize>(preset: &Preset<C>, sizes: &DiTConfig) -> Result<Row> {

@@ -73,6 +73,10 @@ impl Family for MaskedAutoregressive {
         Ok(Mar::with_lora(config, weights, lora)?.recomputing(recompute))
     }
 
+    fn as_teacher(net: Mar) -> Mar {
+        net.without_dropout()
+    }
+
     fn objective(
         config: &MarConfig,
         (): &(),

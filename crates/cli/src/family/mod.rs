@@ -61,6 +61,10 @@ pub(crate) trait Family: Sized + 'static {
         lora: f64,
         recompute: bool,
     ) -> tinyfusion::core::Result<Self::Net>;
+    /// The same network as a teacher, which drops nothing when its student does.
+    fn as_teacher(net: Self::Net) -> Self::Net {
+        net
+    }
     /// Its own training problem; held out, nothing is dropped.
     fn objective(
         config: &Self::Config,
@@ -196,9 +200,10 @@ impl<F: Family> Model<F> {
         }
     }
 
-    /// The network on this model's own weights; records nothing.
+    /// The network on this model's own weights; records nothing and drops nothing.
     pub(crate) fn network(&self) -> Result<F::Net> {
-        Ok(F::network(&self.config, &self.weights, 0.0, false)?)
+        let net = F::network(&self.config, &self.weights, 0.0, false)?;
+        Ok(F::as_teacher(net))
     }
 
     /// Its own training problem.
