@@ -27,9 +27,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the experiment of a preset and write results.json, report.md and report.html
+    /// Run the experiment of a preset, or of each of its parts, and write results.json, report.md and report.html
     Reproduce(reproduce::Args),
-    /// Train the embedded teacher and classifier again
+    /// Train the embedded teachers and the classifier again
     Pretrain(pretrain::Args),
     /// Time the binary against PyTorch, in turn, and write bench.json, bench.md and bench.svg
     Bench(bench::Args),

@@ -353,6 +353,56 @@ fn an_interrupt_reaches_the_stage_and_the_next_start_resumes_it() {
 }
 
 #[test]
+fn parts_run_one_after_another_and_share_a_report() {
+    let bench = Bench::new();
+    let tiny = fs::read_to_string(bench.path("preset.toml")).unwrap();
+    fs::create_dir(bench.path("sit")).unwrap();
+    fs::write(bench.path("sit/model.safetensors"), "sit").unwrap();
+    let config = r#"{"architecture":"SiT","depth":16}"#;
+    fs::write(bench.path("sit/config.json"), config).unwrap();
+    fs::write(bench.path("one.toml"), &tiny).unwrap();
+    let (teacher, sit) = (bench.path("teacher"), bench.path("sit"));
+    let other = tiny.replace(&teacher.display().to_string(), &sit.display().to_string());
+    fs::write(bench.path("two.toml"), other).unwrap();
+    let whole = "title = \"both\"\nparts = [\"one\", \"two\"]";
+    fs::write(bench.path("preset.toml"), whole).unwrap();
+
+    // A row of the first part that fails does not stop the second.
+    let output = bench.run(&[("FAKE_FAIL", "out/one/rows/oracle-kd/samples --")], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("1 of 26 rows could not be measured: one/oracle-kd/sampling failed")
+            && said.contains("out/one/logs)"),
+        "{said}"
+    );
+    bench.calls();
+    let said = succeeded(&bench.run(&[], &[]));
+    assert_eq!(bench.calls().len(), 2);
+    // One count over the stages of all parts.
+    let count = said.lines().filter(|l| l.starts_with('[')).count();
+    assert!(said.contains(&format!("[{count}/{count}] ")), "{said}");
+    for part in ["one", "two"] {
+        assert!(said.contains(&format!("== {part}\n")), "{said}");
+        let rows = bench.json(&format!("out/{part}/results.json"));
+        assert_eq!(rows["rows"].as_array().unwrap().len(), 13);
+    }
+    let results = bench.json("out/results.json");
+    assert_eq!(results["parts"][1]["family"], "SiT");
+    has(
+        &bench.path("out/report.md"),
+        &["# tinyfusion: both", "## DiT, teacher ", "## SiT, teacher "],
+    );
+    let page = fs::read_to_string(bench.path("out/report.html")).unwrap();
+    assert_eq!(page.matches("<img ").count(), 26);
+    let table = fs::read_to_string(bench.path("out/table.md")).unwrap();
+    assert!(said.contains(&table));
+
+    succeeded(&bench.run(&[], &["--force"]));
+    assert_eq!(bench.calls().len(), count);
+}
+
+#[test]
 fn what_is_missing_is_said_before_anything_runs() {
     let bench = Bench::new();
     fs::remove_file(bench.path("classifier/config.json")).unwrap();

@@ -152,8 +152,8 @@ pub(crate) fn caveats(results: &Results) -> Vec<String> {
             "Each row is one run with one seed, {samples} samples against {reference} reference images. FID is biased upwards with so \
              few samples, equally for every row."
         ),
-        "Held-out loss: mean squared error of the predicted noise with the same images, timesteps and noise for every row; \
-         it varies less than FID."
+        "Held-out loss: the teacher's training loss on held-out images, with the same random draws for every row; it varies less \
+         than FID."
             .into(),
         "A difference within 1 % is called a tie, and one within the spread of the random masks is not called a win.".into(),
     ];

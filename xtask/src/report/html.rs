@@ -18,7 +18,11 @@ pub(crate) fn report(results: &Results, figures: &[Figure], grids: &[Grid]) -> S
         ),
         format!("<p>{}</p></header>", escape(&table::machine(results))),
         section("results", "Results", &results_table(results)),
-        section("paper", "The paper's table, beside it", &paper_table()),
+        section(
+            "paper",
+            "The paper's table, beside it",
+            &papers(&paper::of(&results.family)),
+        ),
         section("findings", "What the numbers show", &findings_list(results)),
         section(
             "figures",
@@ -28,6 +32,11 @@ pub(crate) fn report(results: &Results, figures: &[Figure], grids: &[Grid]) -> S
         section("samples", "Samples from the same noise", &samples(grids)),
         section("record", "For the record", &record(results)),
     ];
+    page(&title, &body)
+}
+
+/// A page of these parts; `title` is escaped already.
+pub(super) fn page(title: &str, body: &[String]) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -36,7 +45,7 @@ pub(crate) fn report(results: &Results, figures: &[Figure], grids: &[Grid]) -> S
     )
 }
 
-fn section(id: &str, title: &str, body: &str) -> String {
+pub(super) fn section(id: &str, title: &str, body: &str) -> String {
     format!(
         "<section id=\"{id}\" aria-labelledby=\"h-{id}\">\n<h2 id=\"h-{id}\">{title}</h2>\n{body}\n</section>"
     )
@@ -65,7 +74,7 @@ fn cells(cells: &[String]) -> String {
     format!("<th scope=\"row\">{}</th>{rest}", escape(first))
 }
 
-fn results_table(results: &Results) -> String {
+pub(super) fn results_table(results: &Results) -> String {
     let depth = results.rows.iter().map(|r| r.depth).max().unwrap_or(0);
     let mut rows = String::new();
     for line in table::lines(results) {
@@ -105,7 +114,7 @@ fn strip(kept: &[usize], depth: usize) -> String {
     )
 }
 
-fn findings_list(results: &Results) -> String {
+pub(super) fn findings_list(results: &Results) -> String {
     let mut out = String::new();
     for finding in findings(results) {
         out += &format!(
@@ -152,7 +161,7 @@ fn figure(figure: &Figure) -> String {
     )
 }
 
-fn samples(grids: &[Grid]) -> String {
+pub(super) fn samples(grids: &[Grid]) -> String {
     let one = |grid: &Grid| {
         let alt = escape(&format!(
             "Samples of {}, one class per column, in the same order and from the same noise as in every other grid",
@@ -170,15 +179,20 @@ fn samples(grids: &[Grid]) -> String {
     )
 }
 
-fn paper_table() -> String {
-    let rows: String = paper::lines()
-        .map(|line| format!("<tr>{}</tr>\n", cells(&line)))
+/// The paper's numbers, with what has to be said of them.
+pub(super) fn papers(table: &paper::Table) -> String {
+    let rows: String = table
+        .lines
+        .iter()
+        .map(|line| format!("<tr>{}</tr>\n", cells(line)))
         .collect();
-    let table = scrolling("The paper's results", paper::COLUMNS, &rows);
+    let lines = scrolling("The paper's results", table.columns, &rows);
+    let note = table.note.map_or(String::new(), |n| {
+        format!("\n<p class=\"note\">{}</p>", escape(n))
+    });
     format!(
-        "<p><strong>{}</strong></p>\n{table}\n<p class=\"note\">{}</p>",
-        escape(paper::LABEL),
-        escape(paper::RANDOM)
+        "<p><strong>{}</strong></p>\n{lines}{note}",
+        escape(table.label)
     )
 }
 
@@ -227,7 +241,7 @@ fn record(results: &Results) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::report::sample::results;
 
@@ -258,7 +272,11 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part}");
         }
-        // HTML that is XML but for its void elements: a parser finds every unclosed or crossed tag.
+        well_formed(&page);
+    }
+
+    /// HTML that is XML but for its void elements: a parser finds every unclosed or crossed tag.
+    pub(crate) fn well_formed(page: &str) {
         let xml = page.replace("<!DOCTYPE html>", "");
         let xml = closed(&xml, &["meta", "img"]);
         roxmltree::Document::parse(&xml).unwrap();

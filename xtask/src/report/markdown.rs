@@ -24,10 +24,8 @@ pub(crate) fn report(results: &Results) -> String {
         table(table::COLUMNS, table::lines(results))
     );
     out += &format!(
-        "\n## The paper's table\n\n{}\n\n{}\n{}\n",
-        paper::LABEL,
-        grid(paper::COLUMNS, paper::lines()),
-        paper::RANDOM
+        "\n## The paper's table\n\n{}\n",
+        papers(&paper::of(&results.family))
     );
     out += &format!(
         "\n## Commands\n\nEach can be pasted at the repository's root.\n\n```sh\n{}\n```\n",
@@ -45,6 +43,13 @@ pub(crate) fn summary(results: &Results) -> String {
         results.preset,
         table::machine(results)
     )
+}
+
+/// The paper's numbers, with what has to be said of them.
+pub(super) fn papers(table: &paper::Table) -> String {
+    let lines = grid(table.columns, table.lines.iter().cloned());
+    let note = table.note.map_or(String::new(), |n| format!("\n{n}\n"));
+    format!("{}\n\n{lines}{note}", table.label)
 }
 
 fn table(columns: &[&str], lines: Vec<Line>) -> String {
@@ -81,7 +86,7 @@ fn grid(columns: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
     lines.fold(line(&names) + &rule, |out, cells| out + &line(&cells))
 }
 
-fn findings_list(results: &Results) -> String {
+pub(super) fn findings_list(results: &Results) -> String {
     let mut out = String::new();
     for finding in findings(results) {
         out += &format!("- {}\n", finding.question);
@@ -108,7 +113,7 @@ mod tests {
         for table in [
             table(table::COLUMNS, table::lines(&r)),
             table(table::COMPACT, table::compact(&r)),
-            grid(paper::COLUMNS, paper::lines()),
+            grid(paper::of("DiT").columns, paper::of("DiT").lines.into_iter()),
         ] {
             let bars = |l: &str| l.matches('|').count();
             let columns = bars(table.lines().next().unwrap());

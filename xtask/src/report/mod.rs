@@ -10,6 +10,7 @@ mod plots;
 mod sample;
 mod svg;
 mod table;
+mod whole;
 
 use std::path::Path;
 
@@ -20,6 +21,7 @@ use serde::Deserialize;
 use crate::files;
 use crate::reproduce::{Recovery, ResultRow, Results, Row, say};
 use plots::{Curve, Decision, Group, Metric};
+pub(crate) use whole::Whole;
 
 /// A picture made of the run's own files.
 struct Figure {
@@ -38,24 +40,42 @@ struct Grid {
     address: String,
 }
 
-/// Writes the four files into `out` and says the main thing.
-pub(crate) fn write(results: &Results, rows: &[Row], out: &Path) -> Result<()> {
-    let figures = figures(results, rows)?;
-    let grids = grids(results, rows)?;
-    files::write_json(&out.join("results.json"), results)?;
-    files::write_atomic(&out.join("report.md"), markdown::report(results).as_bytes())?;
-    let summary = markdown::summary(results);
-    files::write_atomic(&out.join("table.md"), summary.as_bytes())?;
-    files::write_atomic(
-        &out.join("report.html"),
-        html::report(results, &figures, &grids).as_bytes(),
-    )?;
-    println!("\n{summary}\n{}", findings::headline(results));
+/// A finished experiment whose report is written.
+pub(crate) struct Report {
+    pub(crate) results: Results,
+    grids: Vec<Grid>,
+}
+
+impl Report {
+    /// Writes the four files into `out`.
+    pub(crate) fn write(results: Results, rows: &[Row], out: &Path) -> Result<Self> {
+        let figures = figures(&results, rows)?;
+        let grids = grids(&results, rows)?;
+        files::write_json(&out.join("results.json"), &results)?;
+        let pages = [
+            ("report.md", markdown::report(&results)),
+            ("table.md", markdown::summary(&results)),
+            ("report.html", html::report(&results, &figures, &grids)),
+        ];
+        for (name, text) in pages {
+            files::write_atomic(&out.join(name), text.as_bytes())?;
+        }
+        Ok(Self { results, grids })
+    }
+
+    /// Says the main thing, and where the rest stands.
+    pub(crate) fn announce(&self, out: &Path) {
+        let summary = markdown::summary(&self.results);
+        println!("\n{summary}\n{}", findings::headline(&self.results));
+        places(out);
+    }
+}
+
+fn places(out: &Path) {
     println!(
         "report: {0}/report.html, {0}/report.md, {0}/results.json\ntable: {0}/table.md",
         say(out)
     );
-    Ok(())
 }
 
 #[derive(Deserialize)]

@@ -4,15 +4,15 @@ use super::svg::short;
 
 /// A row of the paper's table for DiT-XL/2 on ImageNet at 256×256 (TinyFusion, arXiv 2412.01199,
 /// table 1): name, depth, recovery or training steps, IS, FID, precision, recall, iterations per second.
-pub(crate) struct PaperRow {
-    pub(crate) name: &'static str,
-    pub(crate) depth: &'static str,
-    pub(crate) steps: &'static str,
-    pub(crate) inception_score: f64,
-    pub(crate) fid: f64,
-    pub(crate) precision: f64,
-    pub(crate) recall: f64,
-    pub(crate) speed: f64,
+struct PaperRow {
+    name: &'static str,
+    depth: &'static str,
+    steps: &'static str,
+    inception_score: f64,
+    fid: f64,
+    precision: f64,
+    recall: f64,
+    speed: f64,
 }
 
 const fn row(
@@ -33,33 +33,135 @@ const fn row(
     }
 }
 
-/// Names of the columns; all but the first hold numbers.
-pub(crate) const COLUMNS: &[&str] = &[
-    "method",
-    "depth",
-    "steps of training",
-    "FID",
-    "IS",
-    "P",
-    "R",
-    "it/s",
-];
+/// A table of the paper, with what is said wherever it is shown.
+pub(crate) struct Table {
+    pub(crate) label: &'static str,
+    /// All but the first hold numbers.
+    pub(crate) columns: &'static [&'static str],
+    pub(crate) lines: Vec<Vec<String>>,
+    pub(crate) note: Option<&'static str>,
+}
 
-/// The table's cells, line by line.
-pub(crate) fn lines() -> impl Iterator<Item = Vec<String>> {
-    ROWS.iter().map(|r| {
+/// What the paper has of a family: table 1 for DiT, its part of table 2 for the others.
+pub(crate) fn of(family: &str) -> Table {
+    if family != "DiT" {
+        return table_2(&[family]);
+    }
+    let line = |r: &PaperRow| {
         let numbers = [r.fid, r.inception_score, r.precision, r.recall, r.speed].map(short);
         let names = [r.name, r.depth, r.steps].map(String::from);
         names.into_iter().chain(numbers).collect()
-    })
+    };
+    Table {
+        label: LABEL,
+        columns: &[
+            "method",
+            "depth",
+            "steps of training",
+            "FID",
+            "IS",
+            "P",
+            "R",
+            "it/s",
+        ],
+        lines: ROWS.iter().map(line).collect(),
+        note: Some(RANDOM),
+    }
 }
 
-/// Said wherever the table is shown.
-pub(crate) const LABEL: &str = "The paper's numbers: DiT-XL/2 on ImageNet-256, 50,000 samples, Inception features. \
+/// The rows of these families, as in the paper's table 2.
+pub(crate) fn table_2(families: &[&str]) -> Table {
+    let line = |r: &FamilyRow| {
+        let names = [r.name, r.depth, r.parameters, r.training].map(String::from);
+        names
+            .into_iter()
+            .chain([r.fid, r.inception_score].map(short))
+            .collect()
+    };
+    Table {
+        label: FAMILIES_LABEL,
+        columns: &["method", "depth", "params", "training", "FID", "IS"],
+        lines: FAMILIES
+            .iter()
+            .filter(|r| families.contains(&r.family))
+            .map(line)
+            .collect(),
+        note: None,
+    }
+}
+
+const LABEL: &str = "The paper's numbers: DiT-XL/2 on ImageNet-256, 50,000 samples, Inception features. \
 Another model, other data and other features: only the order of the methods can be compared with ours, not the values.";
 
+const FAMILIES_LABEL: &str = "The paper's numbers: large models on ImageNet-256, 50,000 samples, Inception features. Other models, \
+other data, longer recoveries and other features: what a cut costs can be compared with ours in kind, not the values.";
+
+/// A model of a family (the same paper; DiT as in table 1, the others as in table 2).
+struct FamilyRow {
+    family: &'static str,
+    name: &'static str,
+    depth: &'static str,
+    parameters: &'static str,
+    training: &'static str,
+    fid: f64,
+    inception_score: f64,
+}
+
+const fn model(
+    family: &'static str,
+    [name, depth, parameters, training]: [&'static str; 4],
+    fid: f64,
+    inception_score: f64,
+) -> FamilyRow {
+    FamilyRow {
+        family,
+        name,
+        depth,
+        parameters,
+        training,
+        fid,
+        inception_score,
+    }
+}
+
+/// Dense models, and what is left of half their depth.
+const FAMILIES: &[FamilyRow] = &[
+    model(
+        "DiT",
+        ["DiT-XL/2, dense", "28", "675M", "7000K steps"],
+        2.27,
+        278.24,
+    ),
+    model(
+        "DiT",
+        [
+            "TinyDiT-D14 (learned, masked KD)",
+            "28 → 14",
+            "340M",
+            "500K steps",
+        ],
+        2.86,
+        234.50,
+    ),
+    model("SiT", ["SiT-XL/2, dense", "28", "–", "–"], 2.06, 277.5),
+    model(
+        "SiT",
+        ["TinySiT-D14 (learned)", "28 → 14", "340M", "100 epochs"],
+        3.02,
+        220.1,
+    ),
+    model("MAR", ["MAR-Large, dense", "32", "479M", "–"], 1.78, 296.0),
+    model("MAR", ["MAR-Base, dense", "24", "208M", "–"], 2.31, 281.7),
+    model(
+        "MAR",
+        ["TinyMAR-D16 (learned)", "32 → 16", "277M", "40 epochs"],
+        2.28,
+        283.4,
+    ),
+];
+
 /// Half the depth of DiT-XL/2, and what it is measured against.
-pub(crate) const ROWS: &[PaperRow] = &[
+const ROWS: &[PaperRow] = &[
     row(
         "DiT-XL/2, dense",
         "28",
@@ -117,5 +219,5 @@ pub(crate) const ROWS: &[PaperRow] = &[
 ];
 
 /// The paper's random control, which its table 1 does not have.
-pub(crate) const RANDOM: &str = "Random masks in the paper (figure on calibration loss, fine-tuned 100K): the mask of median loss \
+const RANDOM: &str = "Random masks in the paper (figure on calibration loss, fine-tuned 100K): the mask of median loss \
 reaches FID 6.45, that of least loss 20.69.";

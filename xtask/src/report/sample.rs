@@ -124,6 +124,8 @@ pub(crate) fn results() -> Results {
     Results {
         preset: "made-up".into(),
         settings: serde_json::json!({"seed": 0}),
+        family: "DiT".into(),
+        teacher: "assets/teacher".into(),
         machine: Machine {
             cores: 2,
             os: "TestOS <1>".into(),

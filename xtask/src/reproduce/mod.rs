@@ -1,8 +1,9 @@
-//! `cargo xtask reproduce`: the experiment of a preset, stage by stage, through the binary.
+//! `cargo xtask reproduce`: the experiment of a preset, or of each of its parts, stage by stage, through the binary.
 
 mod plan;
 mod preset;
 mod progress;
+mod recipe;
 mod rows;
 mod stage;
 mod vocabulary;
@@ -13,7 +14,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{files, report};
+use crate::files;
+use crate::report::{Report, Whole};
+use preset::Preset;
+use recipe::Recipe;
 
 pub(crate) use plan::{model_files, say, strings};
 pub(crate) use preset::{file_of, flags};
@@ -23,12 +27,13 @@ pub(crate) use rows::{Aggregate, Cost};
 pub(crate) use rows::{ResultRow, Results, Spread};
 use stage::Failed;
 pub(crate) use stage::{Driver, Interrupted, catch_interrupts};
+use vocabulary::Plan;
 pub(crate) use vocabulary::{Failure, Leftover, Recovery, Row, Stage};
 
 /// Options of `reproduce`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// `tiny`, `smoke`, or the path of a .toml
+    /// `tiny`, `table2`, `smoke`, or the path of a .toml
     #[arg(long, default_value = "tiny")]
     preset: String,
     /// Folder of the run [default: runs/NAME-OF-THE-PRESET]
@@ -66,54 +71,130 @@ const OURS: &[&str] = &[
     "table.md",
 ];
 
-/// Runs the experiment and writes its report.
+/// An experiment with its plan, in its own folder.
+struct Part {
+    preset: Preset,
+    plan: Plan,
+    driver: Driver,
+}
+
+/// Runs the experiment, or every part of it, and writes the report.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let paths = Paths::enter()?;
     let mut file = file_of(&args.preset, &paths.root)?;
     if args.preset.ends_with(".toml") {
         file = paths.at_root(&file);
     }
-    let preset = preset::Preset::read(&file)?;
+    let recipe = Recipe::read(&file)?;
+    recipe.parts.iter().try_for_each(models_are_there)?;
+    let out = match &args.out {
+        Some(out) => paths.at_root(out),
+        None => Path::new("runs").join(&recipe.name),
+    };
+    let folder = |part: &Preset| match recipe.alone {
+        true => out.clone(),
+        false => out.join(&part.name),
+    };
+    if args.force {
+        let folders = recipe.parts.iter().map(folder).chain([out.clone()]);
+        for folder in folders {
+            OURS.iter()
+                .try_for_each(|name| files::remove(&folder.join(name)))?;
+        }
+    }
+    let driver = driver(args.binary.as_deref(), out.clone(), &paths)?;
+    let part = |preset: &Preset| -> Result<Part> {
+        let out = folder(preset);
+        Ok(Part {
+            preset: preset.clone(),
+            plan: plan::plan(preset, &out)?,
+            driver: Driver {
+                out,
+                ..driver.clone()
+            },
+        })
+    };
+    let parts: Vec<Part> = recipe.parts.iter().map(part).collect::<Result<_>>()?;
+    catch_interrupts()?;
+    let mut progress = Progress::new(parts.iter().flat_map(|p| &p.plan.stages));
+    let reports = parts
+        .iter()
+        .map(|part| tell(part, recipe.alone, &mut progress))
+        .collect::<Result<Vec<_>>>();
+    progress.close();
+    let reports = reports?;
+    match &reports[..] {
+        [report] if recipe.alone => report.announce(&out),
+        _ => Whole::of(&recipe.name, recipe.title.as_deref(), &reports).write(&out)?,
+    }
+    check(&parts, &reports)
+}
+
+/// Runs a part and writes its own report.
+fn tell(part: &Part, alone: bool, progress: &mut Progress) -> Result<Report> {
+    let Part {
+        preset,
+        plan,
+        driver,
+    } = part;
+    if !alone {
+        progress.say(&format!("\n== {}", preset.name));
+    }
+    let measured = |stage: &Stage| plan.measured(&stage.name);
+    let failures = drive(driver, &plan.stages, measured, progress)?;
+    let results = rows::collect(preset, plan, driver, &failures)?;
+    Report::write(results, &plan.rows, &driver.out)
+}
+
+/// An error where rows could not be measured.
+fn check(parts: &[Part], reports: &[Report]) -> Result<()> {
+    let (mut stages, mut logs) = (Vec::new(), Vec::new());
+    for (part, report) in parts.iter().zip(reports) {
+        let rows = &report.results.rows;
+        let failed: Vec<String> = rows
+            .iter()
+            .filter_map(|r| r.failed.as_ref())
+            .map(|failed| match parts {
+                [_] => failed.stage.clone(),
+                _ => format!("{}/{}", part.preset.name, failed.stage),
+            })
+            .collect();
+        if !failed.is_empty() {
+            logs.push(say(&part.driver.out.join("logs")));
+        }
+        stages.extend(failed);
+    }
+    if stages.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "the report is written, but {} of {} rows could not be measured: {} failed (see the logs in {}); \
+         the same command tries again",
+        stages.len(),
+        reports.iter().map(|r| r.results.rows.len()).sum::<usize>(),
+        stages.join(", "),
+        logs.join(", ")
+    )
+}
+
+/// The teacher and the classifier of a preset have to be there before anything runs.
+fn models_are_there(preset: &Preset) -> Result<()> {
     for model in [&preset.teacher, &preset.classifier] {
         if let Some(missing) = model_files(model).iter().find(|f| !f.is_file()) {
             bail!(
-                "{} is missing; the preset needs a model directory there (`cargo xtask pretrain --export` makes the embedded ones)",
-                missing.display()
+                "{} is missing; the preset {} needs a model directory there (`cargo xtask pretrain --family all --export` \
+                 makes the embedded ones)",
+                missing.display(),
+                preset.name
             );
         }
     }
-    let out = match &args.out {
-        Some(out) => paths.at_root(out),
-        None => Path::new("runs").join(&preset.name),
-    };
-    if args.force {
-        OURS.iter()
-            .try_for_each(|name| files::remove(&out.join(name)))?;
-    }
-    let driver = driver(args.binary.as_deref(), out, &paths)?;
-    let plan = plan::plan(&preset, &driver.out)?;
-    catch_interrupts()?;
-    let failures = drive(&driver, &plan.stages, |stage| plan.measured(&stage.name))?;
-    let results = rows::collect(&preset, &plan, &driver, &failures)?;
-    report::write(&results, &plan.rows, &driver.out)?;
-    if !failures.is_empty() {
-        let stages: Vec<&str> = failures.values().map(|f| f.stage.as_str()).collect();
-        bail!(
-            "the report is written, but {} of {} rows could not be measured: {} failed (see the logs in {}); \
-             the same command tries again",
-            failures.len(),
-            results.rows.len(),
-            stages.join(", "),
-            driver.out.join("logs").display()
-        );
-    }
     Ok(())
 }
-
 /// The rows that could not be measured, by their id.
 pub(crate) type Failures = BTreeMap<String, Failure>;
 
-/// Runs the stages in order, with one bar over all of them.
+/// Runs the stages in order.
 ///
 /// Where `measured` names the row that a stage measures, a failure of the stage ends that row and not
 /// the run: it is returned, and the row's other stages are left out.
@@ -121,8 +202,8 @@ pub(crate) fn drive<'a>(
     driver: &Driver,
     stages: &[Stage],
     measured: impl Fn(&Stage) -> Option<&'a Row>,
+    progress: &mut Progress,
 ) -> Result<Failures> {
-    let mut progress = Progress::new(stages);
     let mut failures = Failures::new();
     for stage in stages {
         let row = measured(stage);
@@ -148,14 +229,10 @@ pub(crate) fn drive<'a>(
                     failures.insert(row.id.clone(), failure);
                     progress.pass(stage, &failed.to_string());
                 }
-                _ => {
-                    progress.close();
-                    return Err(error);
-                }
+                _ => return Err(error),
             },
         }
     }
-    progress.close();
     Ok(failures)
 }
 

@@ -48,7 +48,9 @@ pub(crate) fn plan(preset: &Preset, out: &Path) -> Result<Plan> {
         command: strings(&["--criterion", "oracle"]),
     })?;
     planner.student(&mask, Recovery::FineTuning)?;
-    planner.student(&mask, Recovery::MaskedKd)?;
+    if preset.recover.oracle_kd {
+        planner.student(&mask, Recovery::MaskedKd)?;
+    }
     for pattern in &preset.learn.patterns {
         let delta = preset
             .learn

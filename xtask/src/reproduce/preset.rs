@@ -53,6 +53,13 @@ pub(crate) struct Recover {
     pub(crate) flags: toml::Table,
     /// Added for the rows with knowledge distillation.
     pub(crate) kd: toml::Table,
+    /// Whether the oracle's mask is also recovered with knowledge distillation, as the learned ones are.
+    #[serde(default = "yes")]
+    pub(crate) oracle_kd: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Sampling, the same noise for every row.
@@ -112,16 +119,19 @@ pub(crate) fn file_of(name: &str, root: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The name of the preset in `path`.
+pub(crate) fn stem(path: &Path) -> String {
+    path.file_stem()
+        .map(|s| s.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
 impl Preset {
     /// Reads and checks the preset.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the preset {}", path.display()))?;
-        let name = path
-            .file_stem()
-            .map(|s| s.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        Self::parse(&text, name).with_context(|| format!("preset {}", path.display()))
+        Self::parse(&text, stem(path)).with_context(|| format!("preset {}", path.display()))
     }
 
     fn parse(text: &str, name: String) -> Result<Self> {
@@ -198,16 +208,22 @@ pub(crate) mod tests {
 
     #[test]
     fn the_embedded_presets_have_what_an_honest_table_needs() {
-        for name in ["tiny", "smoke"] {
+        for (name, masks, patterns) in [
+            ("tiny", 4, 2),
+            ("smoke-dit", 4, 2),
+            ("smoke-sit", 1, 1),
+            ("smoke-mar", 1, 1),
+            ("table2-dit", 3, 1),
+            ("table2-sit", 3, 1),
+            ("table2-mar", 3, 1),
+        ] {
             let preset = embedded(name);
             assert_eq!(preset.name, name);
-            assert!(preset.random.masks >= 4, "{name}");
-            assert!(
-                ["1:2", "2:4"]
-                    .iter()
-                    .all(|p| preset.learn.patterns.iter().any(|q| q == p)),
-                "{name}"
-            );
+            assert!(preset.random.masks >= masks, "{name}");
+            let learned = &preset.learn.patterns;
+            assert!(learned.len() >= patterns, "{name}");
+            // The random masks are drawn from the set that one of the learned ones is from.
+            assert!(learned.contains(&preset.random.pattern), "{name}");
             assert!(!preset.sample.fewer_steps.is_empty(), "{name}");
             assert_eq!(
                 preset.recover.kd["features"].as_str(),
@@ -249,10 +265,10 @@ pub(crate) mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let unknown = file_of("tinny", &root).unwrap_err().to_string();
         assert!(
-            unknown.contains("`tinny`") && unknown.contains("smoke, tiny"),
+            unknown.contains("`tinny`") && unknown.contains("table2-sit, tiny"),
             "{unknown}"
         );
-        let text = std::fs::read_to_string(file_of("smoke", &root).unwrap()).unwrap();
+        let text = std::fs::read_to_string(file_of("smoke-dit", &root).unwrap()).unwrap();
         let broken = |from: &str, to: &str| {
             assert!(text.contains(from), "{from}");
             format!(

@@ -41,8 +41,8 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(stages: &[Stage]) -> Self {
-        let total: f64 = stages.iter().map(|s| s.seconds).sum();
+    pub(crate) fn new<'a>(stages: impl Iterator<Item = &'a Stage> + Clone) -> Self {
+        let total: f64 = stages.clone().map(|s| s.seconds).sum();
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new((total * 1e3) as u64);
             // The template is a constant: it either always parses or never.
@@ -58,7 +58,7 @@ impl Progress {
             },
             bar,
             number: 0,
-            count: stages.len(),
+            count: stages.count(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! From the files of a finished run to `results.json`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
@@ -22,6 +22,10 @@ pub(crate) struct Results {
     pub(crate) preset: String,
     /// The preset itself.
     pub(crate) settings: Value,
+    /// `DiT`, `SiT` or `MAR`: the teacher's architecture.
+    pub(crate) family: String,
+    /// Model directory of the teacher.
+    pub(crate) teacher: PathBuf,
     pub(crate) machine: Machine,
     /// What the scores are computed on; not Inception.
     pub(crate) features: String,
@@ -228,6 +232,8 @@ pub(crate) fn collect(
     let mut results = Results {
         preset: preset.name.clone(),
         settings: serde_json::to_value(preset)?,
+        family: family(plan)?,
+        teacher: preset.teacher.clone(),
         machine: Machine::of_here(&driver.binary_sha256),
         features: String::new(),
         reference_count: None,
@@ -271,6 +277,18 @@ pub(crate) fn collect(
     Ok(results)
 }
 
+/// The architecture of the dense model.
+fn family(plan: &Plan) -> Result<String> {
+    let dense = plan.rows.iter().find(|r| r.criterion == "dense");
+    let file = &dense.context("there is no dense row")?.files.inspect;
+    let model: Value = files::read_json(file)?;
+    let name = model
+        .pointer("/config/architecture")
+        .and_then(Value::as_str);
+    name.map(String::from)
+        .with_context(|| format!("{} has no text `config.architecture`", file.display()))
+}
+
 /// A measurement; a row that failed has only those from before it did.
 fn measured<T: DeserializeOwned>(file: &Path, failed: Option<&Failure>) -> Result<Option<T>> {
     if failed.is_some() && !file.exists() {
@@ -290,7 +308,12 @@ fn result_row(
         number(&model, key)
             .with_context(|| format!("{} has no number `{key}`", row.files.inspect.display()))
     };
-    let depth = inspected("depth")? as usize;
+    // A MAR has its blocks in two stages.
+    let stages = number(&model, "encoder_depth").zip(number(&model, "decoder_depth"));
+    let depth = match stages {
+        Some((encoder, decoder)) => encoder + decoder,
+        None => inspected("depth")?,
+    } as usize;
     let kept_layers = match &row.files.selection {
         Some(file) => files::read_json::<Selection>(file)?.kept,
         None => (0..depth).collect(),

@@ -54,6 +54,7 @@ pub(crate) fn catch_interrupts() -> Result<()> {
 }
 
 /// What all stages of a run share.
+#[derive(Clone)]
 pub(crate) struct Driver {
     /// The binary, as it is written in the printed commands.
     pub(crate) binary: PathBuf,

@@ -68,7 +68,8 @@ selection() {
 case "$verb" in
 inspect)
   depth=$(tr -dc '0-9' <"$2/config.json")
-  echo "{\"depth\":$depth,\"parameters\":$((depth * 70000 + 12345))}"
+  family=$(sed -n 's/.*"architecture":"\([^"]*\)".*/\1/p' "$2/config.json")
+  echo "{\"depth\":$depth,\"parameters\":$((depth * 70000 + 12345)),\"config\":{\"architecture\":\"${family:-DiT}\"}}"
   ;;
 learn)
   selection

@@ -5,7 +5,7 @@ use crate::reproduce::preset::tests::embedded;
 
 #[test]
 fn the_embedded_presets_plan_every_required_row() {
-    for name in ["tiny", "smoke"] {
+    for name in ["tiny", "smoke-dit"] {
         let plan = plan(&embedded(name), Path::new("runs/x")).unwrap();
         let ids: Vec<&str> = plan.rows.iter().map(|r| r.id.as_str()).collect();
         let required = [
@@ -29,6 +29,28 @@ fn the_embedded_presets_plan_every_required_row() {
             plan.rows.iter().any(fewer),
             "{name} lacks the control with fewer steps"
         );
+    }
+}
+
+#[test]
+fn the_parts_of_table_2_plan_what_it_compares() {
+    for part in crate::reproduce::recipe::tests::embedded("table2").parts {
+        let plan = plan(&part, Path::new("runs/x")).unwrap();
+        let has = |id: &str| plan.rows.iter().any(|r| r.id == id);
+        for id in [
+            "dense",
+            "random-2-4-seed-0-ft",
+            "random-2-4-seed-1-ft",
+            "random-2-4-seed-2-ft",
+            "oracle-ft",
+            "learned-2-4-ft",
+            "learned-2-4-kd",
+        ] {
+            assert!(has(id), "{} lacks {id}", part.name);
+        }
+        assert_eq!(has("oracle-kd"), part.recover.oracle_kd);
+        let seconds: f64 = plan.stages.iter().map(|s| s.seconds).sum();
+        assert!(seconds <= 400.0, "{}: {seconds} s are expected", part.name);
     }
 }
 

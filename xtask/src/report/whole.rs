@@ -1,0 +1,211 @@
+//! The report of several experiments: every part's table under its family, and the paper's beside them.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::findings::headline;
+use super::svg::escape;
+use super::{Report, html, markdown, paper, places};
+use crate::files;
+use crate::reproduce::Results;
+
+/// All parts of a run: the content of its `results.json`.
+#[derive(Serialize)]
+pub(crate) struct Whole<'a> {
+    /// Name of the preset.
+    preset: &'a str,
+    title: Option<&'a str>,
+    /// Seconds of all stages of all parts.
+    seconds: f64,
+    /// Seconds on the clock.
+    wall_seconds: f64,
+    parts: Vec<&'a Results>,
+    #[serde(skip)]
+    reports: &'a [Report],
+}
+
+impl<'a> Whole<'a> {
+    pub(crate) fn of(preset: &'a str, title: Option<&'a str>, reports: &'a [Report]) -> Self {
+        let parts: Vec<&Results> = reports.iter().map(|r| &r.results).collect();
+        Self {
+            preset,
+            title,
+            seconds: parts.iter().map(|r| r.seconds).sum(),
+            wall_seconds: parts.iter().map(|r| r.wall_seconds).sum(),
+            parts,
+            reports,
+        }
+    }
+
+    /// Writes the four files into `out` and says the main thing.
+    pub(crate) fn write(&self, out: &Path) -> Result<()> {
+        files::write_json(&out.join("results.json"), self)?;
+        let summary = self.tables();
+        for (name, text) in [
+            ("report.md", &self.markdown()),
+            ("table.md", &summary),
+            ("report.html", &self.html()),
+        ] {
+            files::write_atomic(&out.join(name), text.as_bytes())?;
+        }
+        println!("\n{summary}");
+        places(out);
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        match self.title {
+            Some(title) => format!("tinyfusion: {title}"),
+            None => format!("tinyfusion: the experiments of {}", self.preset),
+        }
+    }
+
+    fn paper(&self) -> paper::Table {
+        let families: Vec<&str> = self.parts.iter().map(|r| r.family.as_str()).collect();
+        paper::table_2(&families)
+    }
+
+    /// How long everything took, and what must not be compared.
+    fn note(&self) -> String {
+        format!(
+            "All stages of all parts together took {}. Rows are comparable within a part: the families differ in teacher, \
+             training loss, sampler and budget.",
+            crate::reproduce::duration(self.seconds)
+        )
+    }
+
+    /// Every part's table: to be pasted elsewhere.
+    fn tables(&self) -> String {
+        let mut out = String::new();
+        for results in &self.parts {
+            out += &format!(
+                "## {}\n\n**{}**\n\n{}\n",
+                heading(results),
+                headline(results),
+                markdown::summary(results)
+            );
+        }
+        out
+    }
+
+    fn markdown(&self) -> String {
+        let mut out = format!(
+            "# {}\n\n{}\n\nPictures: [report.html](report.html). Every number: [results.json](results.json). Each part has a report \
+             of its own, with its plots, limits and commands:\n\n",
+            self.name(),
+            self.note()
+        );
+        for results in &self.parts {
+            out += &format!(
+                "- {}: [{1}/report.html]({1}/report.html), [{1}/report.md]({1}/report.md)\n",
+                results.family, results.preset
+            );
+        }
+        out += &format!("\n{}", self.tables());
+        out += &format!("## The paper\n\n{}", markdown::papers(&self.paper()));
+        out += "\n## What the numbers show\n";
+        for results in &self.parts {
+            out += &format!(
+                "\n### {}\n\n{}",
+                heading(results),
+                markdown::findings_list(results)
+            );
+        }
+        out
+    }
+
+    fn html(&self) -> String {
+        let title = escape(&self.name());
+        let mut body = vec![format!(
+            "<header><h1>{title}</h1><p>{}</p></header>",
+            escape(&self.note())
+        )];
+        for report in self.reports {
+            let results = &report.results;
+            let text = format!(
+                "<p class=\"headline\">{}</p>\n{}\n<p class=\"note\">{} The part's own report, with plots and commands, is \
+                 {}/report.html.</p>\n<details><summary>What the numbers show</summary>\n{}\n</details>\n\
+                 <h3>Samples from the same noise</h3>\n{}",
+                escape(&headline(results)),
+                html::results_table(results),
+                escape(&super::table::machine(results)),
+                escape(&results.preset),
+                html::findings_list(results),
+                html::samples(&report.grids),
+            );
+            let id = escape(&results.preset);
+            body.push(html::section(&id, &escape(&heading(results)), &text));
+        }
+        body.push(html::section(
+            "paper",
+            "The paper's table, beside it",
+            &html::papers(&self.paper()),
+        ));
+        html::page(&title, &body)
+    }
+}
+
+fn heading(results: &Results) -> String {
+    format!(
+        "{}, teacher {}",
+        results.family,
+        crate::reproduce::say(&results.teacher)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample::results;
+
+    fn report(family: &str) -> Report {
+        let mut results = results();
+        results.family = family.into();
+        results.preset = format!("made-up-{family}");
+        results.teacher = format!("models/{family}").into();
+        results.rows[0].fid = Some(family.len() as f64 + 0.25);
+        Report {
+            results,
+            grids: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_part_has_its_table_beside_the_papers() {
+        let reports = ["SiT", "MAR"].map(report);
+        let whole = Whole::of("both", Some("two <families>"), &reports);
+        let dir = tempfile::tempdir().unwrap();
+        whole.write(dir.path()).unwrap();
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        let text = read("report.md");
+        for part in [
+            "# tinyfusion: two <families>\n",
+            "## SiT, teacher models/SiT\n",
+            "## MAR, teacher models/MAR\n",
+            "(made-up-MAR/report.html)",
+            "| TinyMAR-D16 (learned) | 32 → 16 | 277M | 40 epochs | 2.28 | 283.4 |",
+            "took 28:00 min",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        assert!(!text.contains("DiT-XL/2"));
+        assert_eq!(text.matches("| **random 1:2, median of 4").count(), 2);
+        assert!(text.contains(&read("table.md")));
+        let page = read("report.html");
+        html::tests::well_formed(&page);
+        for part in ["two &lt;families&gt;", "id=\"made-up-SiT\"", "TinySiT-D14"] {
+            assert!(page.contains(part), "{part}");
+        }
+        assert_eq!(page.matches("class=\"aggregate\"").count(), 2);
+        for forbidden in ["src=\"http", "href=", "<script", "url("] {
+            assert!(!page.contains(forbidden), "{forbidden}");
+        }
+        let json: serde_json::Value = serde_json::from_str(&read("results.json")).unwrap();
+        let parts = json["parts"].as_array().unwrap();
+        assert_eq!((parts.len(), &parts[1]["family"]), (2, &"MAR".into()));
+        assert_eq!(parts[0]["rows"].as_array().unwrap().len(), 12);
+        assert_eq!(json["seconds"], 1680.0);
+    }
+}
