@@ -157,6 +157,13 @@ pub(crate) fn caveats(results: &Results) -> Vec<String> {
             .into(),
         "A difference within 1 % is called a tie, and one within the spread of the random masks is not called a win.".into(),
     ];
+    if results.family == "MAR" {
+        list.push(
+            "Steps of a MAR are its iterations, in each of which the network runs once; every token's own diffusion takes the same \
+             steps in every row, in a denoiser that no mask touches, so that half the depth saves less than half the time."
+                .into(),
+        );
+    }
     list.extend(measure::patterns(results));
     list.push(measure::budget(results));
     list.extend(measure::uneven_speeds(results));

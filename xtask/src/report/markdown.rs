@@ -38,11 +38,16 @@ pub(crate) fn report(results: &Results) -> String {
 pub(crate) fn summary(results: &Results) -> String {
     format!(
         "{}\n{}\n\nPreset `{}`, measured on: {}\n",
-        table(table::COMPACT, table::compact(results)),
+        compact(results),
         table::LEGEND,
         results.preset,
         table::machine(results)
     )
+}
+
+/// The table in few columns alone.
+pub(super) fn compact(results: &Results) -> String {
+    table(table::COMPACT, table::compact(results))
 }
 
 /// The paper's numbers, with what has to be said of them.

@@ -1,6 +1,7 @@
 //! The results as cells of text, for both kinds of report.
 
 use super::svg::short;
+use crate::machine::Machine;
 use crate::reproduce::{ResultRow, Results, Spread};
 
 /// Names of the columns of [`lines`]; all but the first and the last hold numbers.
@@ -179,8 +180,11 @@ fn parameters(n: u64) -> String {
 
 /// Machine, time and memory in one line.
 pub(crate) fn machine(results: &Results) -> String {
-    let m = &results.machine;
-    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
+    format!("{}. {}", place(&results.machine), costs(results))
+}
+
+/// The machine.
+pub(crate) fn place(m: &Machine) -> String {
     let mut parts = vec![m.cpu.clone().unwrap_or_else(|| "unknown CPU".into())];
     parts.push(format!(
         "{} core{}",
@@ -201,15 +205,21 @@ pub(crate) fn machine(results: &Results) -> String {
             commit.get(..12).unwrap_or(commit)
         ));
     }
+    parts.join(", ")
+}
+
+/// Time and memory.
+pub(crate) fn costs(results: &Results) -> String {
     let peak = results
         .peak_rss_bytes
         .map(|b| format!(", at most {} of memory", gib(b)))
         .unwrap_or_default();
     let took = crate::reproduce::duration(results.seconds);
-    format!(
-        "{}. All stages together took {took}{peak}.",
-        parts.join(", ")
-    )
+    format!("All stages together took {took}{peak}.")
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 #[cfg(test)]

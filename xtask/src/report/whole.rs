@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::findings::headline;
 use super::svg::escape;
-use super::{Report, html, markdown, paper, places};
+use super::{Report, html, markdown, paper, places, table};
 use crate::files;
 use crate::reproduce::Results;
 
@@ -76,18 +76,25 @@ impl<'a> Whole<'a> {
         )
     }
 
-    /// Every part's table: to be pasted elsewhere.
+    /// Every part's table, and once what they mean and where they were measured: to be pasted elsewhere.
     fn tables(&self) -> String {
         let mut out = String::new();
         for results in &self.parts {
             out += &format!(
-                "## {}\n\n**{}**\n\n{}\n",
+                "## {}\n\n**{}**\n\n{}\nPreset `{}`. {}\n\n",
                 heading(results),
                 headline(results),
-                markdown::summary(results)
+                markdown::compact(results),
+                results.preset,
+                table::costs(results)
             );
         }
-        out
+        out + &format!("{}\n\nMeasured on: {}.\n", table::LEGEND, self.place())
+    }
+
+    fn place(&self) -> String {
+        let first = self.parts.first();
+        first.map_or(String::new(), |r| table::place(&r.machine))
     }
 
     fn markdown(&self) -> String {
@@ -104,7 +111,10 @@ impl<'a> Whole<'a> {
             );
         }
         out += &format!("\n{}", self.tables());
-        out += &format!("## The paper\n\n{}", markdown::papers(&self.paper()));
+        out += &format!(
+            "\n## The paper's table 2\n\n{}",
+            markdown::papers(&self.paper())
+        );
         out += "\n## What the numbers show\n";
         for results in &self.parts {
             out += &format!(
@@ -119,8 +129,9 @@ impl<'a> Whole<'a> {
     fn html(&self) -> String {
         let title = escape(&self.name());
         let mut body = vec![format!(
-            "<header><h1>{title}</h1><p>{}</p></header>",
-            escape(&self.note())
+            "<header><h1>{title}</h1><p>{} Measured on: {}.</p></header>",
+            escape(&self.note()),
+            escape(&self.place())
         )];
         for report in self.reports {
             let results = &report.results;
@@ -130,7 +141,7 @@ impl<'a> Whole<'a> {
                  <h3>Samples from the same noise</h3>\n{}",
                 escape(&headline(results)),
                 html::results_table(results),
-                escape(&super::table::machine(results)),
+                escape(&table::costs(results)),
                 escape(&results.preset),
                 html::findings_list(results),
                 html::samples(&report.grids),
@@ -193,6 +204,7 @@ mod tests {
         assert!(!text.contains("DiT-XL/2"));
         assert_eq!(text.matches("| **random 1:2, median of 4").count(), 2);
         assert!(text.contains(&read("table.md")));
+        assert_eq!(text.matches("Calibration loss: ").count(), 1);
         let page = read("report.html");
         html::tests::well_formed(&page);
         for part in ["two &lt;families&gt;", "id=\"made-up-SiT\"", "TinySiT-D14"] {

@@ -131,7 +131,7 @@ impl Planner<'_> {
             .iter()
             .map(|&steps| Row {
                 id: format!("dense-{steps}-steps"),
-                name: format!("dense teacher, {steps} sampling steps"),
+                name: format!("dense teacher, {steps} {}", preset.sample.counted.words()),
                 sampling_steps: steps,
                 ..dense.clone()
             })
@@ -348,7 +348,8 @@ impl Planner<'_> {
         row.files.grid = samples.join("grid.png");
         row.files.scores = scores.clone();
         let mut args = strings(&["sample", &say(model), &say(&samples)]);
-        args.extend(strings(&["--steps", &row.sampling_steps.to_string()]));
+        let counted = preset.sample.counted.flag();
+        args.extend(strings(&[counted, &row.sampling_steps.to_string()]));
         args.extend(flags("sample", &preset.sample.flags)?);
         let id = row.id.clone();
         let outputs = vec![

@@ -66,11 +66,41 @@ fn yes() -> bool {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sample {
+    /// What `steps` and `fewer_steps` count, a flag of `sample`: `steps`, or the `iterations` of a MAR.
+    #[serde(default)]
+    pub(crate) counted: Counted,
     /// Sampling steps of every row but the controls.
     pub(crate) steps: u64,
     /// Sampling steps of the dense controls; half of `steps` costs what half the depth costs.
     pub(crate) fewer_steps: Vec<u64>,
     pub(crate) flags: toml::Table,
+}
+
+/// What half the depth and half the steps save alike: passes of the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Counted {
+    #[default]
+    Steps,
+    Iterations,
+}
+
+impl Counted {
+    /// The flag of `sample`.
+    pub(crate) fn flag(self) -> &'static str {
+        match self {
+            Self::Steps => "--steps",
+            Self::Iterations => "--iterations",
+        }
+    }
+
+    /// For people.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Steps => "sampling steps",
+            Self::Iterations => "iterations",
+        }
+    }
 }
 
 /// What the samples are compared with.
@@ -164,6 +194,14 @@ impl Preset {
             ("sample", &preset.sample.flags),
         ] {
             flags(command, table)?;
+        }
+        let counted = preset.sample.counted.flag();
+        if preset
+            .sample
+            .flags
+            .contains_key(counted.trim_start_matches('-'))
+        {
+            bail!("sample.flags has what sample.steps gives already: {counted}");
         }
         Ok(preset)
     }
@@ -288,5 +326,7 @@ pub(crate) mod tests {
             broken("patterns = [\"1:2\", \"2:4\"]", "patterns = []").contains("learn.patterns")
         );
         assert!(broken("masks = 4", "maks = 4").contains("maks"));
+        let twice = broken("count = 40", "count = 40\nsteps = 3");
+        assert!(twice.contains("already: --steps"), "{twice}");
     }
 }

@@ -49,6 +49,14 @@ fn the_parts_of_table_2_plan_what_it_compares() {
             assert!(has(id), "{} lacks {id}", part.name);
         }
         assert_eq!(has("oracle-kd"), part.recover.oracle_kd);
+        // Half the network's passes: a MAR's are its iterations, and its tokens keep their steps.
+        let fewer = part.sample.fewer_steps[0];
+        let name = format!("dense-{fewer}-steps/sampling");
+        let control = plan.stages.iter().find(|s| s.name == name).unwrap();
+        let (line, mar) = (control.args.join(" "), part.name.ends_with("mar"));
+        let counted = if mar { "--iterations" } else { "--steps" };
+        assert!(line.contains(&format!(" {counted} {fewer} ")), "{line}");
+        assert_eq!(line.contains("--steps 25"), mar, "{line}");
         let seconds: f64 = plan.stages.iter().map(|s| s.seconds).sum();
         assert!(seconds <= 400.0, "{}: {seconds} s are expected", part.name);
     }
