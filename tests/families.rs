@@ -8,7 +8,9 @@ const FAMILIES: [&str; 2] = ["sit", "mar"];
 /// A barely trained teacher of the family in `teacher/model`: four blocks, of which a MAR has two in each stage.
 fn with_teacher(family: &str) -> Place {
     let place = Place::new();
-    place.ok(&format!("pretrain teacher --what {family} --steps 4 {TINY}"));
+    place.ok(&format!(
+        "pretrain teacher --what {family} --steps 4 {TINY}"
+    ));
     place
 }
 
@@ -17,7 +19,9 @@ fn a_teacher_of_any_family_becomes_a_recovered_student() {
     for family in FAMILIES {
         let place = with_teacher(family);
         let budget = "--steps 4 --batch-size 8";
-        place.ok(&format!("learn teacher/model learned --pattern 1:2 {budget}"));
+        place.ok(&format!(
+            "learn teacher/model learned --pattern 1:2 {budget}"
+        ));
         let kept = place.json("learned/selection.json")["kept"].clone();
         assert_eq!(kept.as_array().unwrap().len(), 2, "{family}");
         place.ok("cut teacher/model cut --selection learned/selection.json");
@@ -25,17 +29,29 @@ fn a_teacher_of_any_family_becomes_a_recovered_student() {
             "distill cut student {budget} --teacher teacher/model --features masked"
         ));
         let config = place.json("student/model/config.json");
-        assert_eq!(config["architecture"], place.json("teacher/model/config.json")["architecture"]);
+        assert_eq!(
+            config["architecture"],
+            place.json("teacher/model/config.json")["architecture"]
+        );
         assert_eq!(config["provenance"]["kept"], kept, "{family}");
         // Judged by the loss of its own process, on the same draws, whole and with blocks skipped.
         let loss = |line: &str| -> f64 {
             let text = place.ok(line);
-            serde_json::from_str::<serde_json::Value>(&text).unwrap()["loss"].as_f64().unwrap()
+            serde_json::from_str::<serde_json::Value>(&text).unwrap()["loss"]
+                .as_f64()
+                .unwrap()
         };
         let skipping = loss("loss teacher/model --selection learned/selection.json --images 16");
         let cut = loss("loss cut --images 16");
-        assert!((skipping - cut).abs() < 1e-5 * cut, "{family}: {skipping} {cut}");
-        let steps = if family == "mar" { "--iterations 4 --steps 3" } else { "--steps 3" };
+        assert!(
+            (skipping - cut).abs() < 1e-5 * cut,
+            "{family}: {skipping} {cut}"
+        );
+        let steps = if family == "mar" {
+            "--iterations 4 --steps 3"
+        } else {
+            "--steps 3"
+        };
         place.ok(&format!("sample student/model images --count 6 {steps}"));
         assert!(place.path("images/grid.png").is_file());
         place.ok("inspect student/model");
@@ -51,8 +67,12 @@ fn images_do_not_depend_on_their_neighbours() {
         ("mar", "--iterations 4 --steps 3"),
     ] {
         let place = with_teacher(family);
-        place.ok(&format!("sample teacher/model a --count 6 --batch-size 6 {flags}"));
-        place.ok(&format!("sample teacher/model b --count 6 --batch-size 4 {flags}"));
+        place.ok(&format!(
+            "sample teacher/model a --count 6 --batch-size 6 {flags}"
+        ));
+        place.ok(&format!(
+            "sample teacher/model b --count 6 --batch-size 4 {flags}"
+        ));
         assert!(
             place.bytes("a/grid.png") == place.bytes("b/grid.png"),
             "{family} {flags}: another batch size gives other images"
@@ -83,7 +103,8 @@ fn every_sampler_of_a_sit_draws() {
 fn a_resumed_run_is_the_unbroken_one() {
     for family in FAMILIES {
         let place = with_teacher(family);
-        let line = "learn teacher/model OUT --pattern 1:2 --steps 40 --batch-size 8 --checkpoint-every 1";
+        let line =
+            "learn teacher/model OUT --pattern 1:2 --steps 40 --batch-size 8 --checkpoint-every 1";
         place.ok(&line.replace("OUT", "whole"));
         let mut child = place.start(&line.replace("OUT", "broken"));
         // Killed as soon as there is something to resume from.
@@ -109,7 +130,11 @@ fn a_resumed_run_is_the_unbroken_one() {
 
 #[test]
 fn what_a_family_does_not_know_is_refused() {
-    let (sit, mar, dit) = (with_teacher("sit"), with_teacher("mar"), Place::with_teacher());
+    let (sit, mar, dit) = (
+        with_teacher("sit"),
+        with_teacher("mar"),
+        Place::with_teacher(),
+    );
     for (place, flags, says) in [
         (&sit, "--sampler ddim", "not sampled with ddim"),
         (&sit, "--eta 0.5", "eta"),
@@ -137,7 +162,10 @@ fn what_a_family_does_not_know_is_refused() {
     assert!(error.contains("decoder"), "{error}");
     // A student is taught by its own kind.
     let teacher = mar.path("teacher/model");
-    let line = format!("distill teacher/model out --teacher {} --features none --steps 1", teacher.display());
+    let line = format!(
+        "distill teacher/model out --teacher {} --features none --steps 1",
+        teacher.display()
+    );
     let error = sit.fails(1, &line);
     assert!(error.contains("MAR") && error.contains("SiT"), "{error}");
 }
@@ -146,12 +174,20 @@ fn what_a_family_does_not_know_is_refused() {
 fn a_dit_can_become_a_sit() {
     let place = Place::with_teacher();
     let flags = "--steps 2 --batch-size 8 --depth 4 --hidden-size 16 --num-heads 2 --patch-size 8";
-    place.ok(&format!("pretrain sit --what sit --from teacher/model {flags}"));
+    place.ok(&format!(
+        "pretrain sit --what sit --from teacher/model {flags}"
+    ));
     let config = place.json("sit/model/config.json");
     assert_eq!(config["architecture"], "SiT");
     assert!(config["provenance"]["parent_sha256"].is_string());
-    let error = place.fails(1, &format!("pretrain mar --what mar --from teacher/model {flags}"));
+    let error = place.fails(
+        1,
+        &format!("pretrain mar --what mar --from teacher/model {flags}"),
+    );
     assert!(error.contains("missing"), "{error}");
     assert!(!place.path("mar").exists());
-    place.fails(2, "pretrain c --what classifier --from teacher/model --steps 1");
+    place.fails(
+        2,
+        "pretrain c --what classifier --from teacher/model --steps 1",
+    );
 }

@@ -1,7 +1,10 @@
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{
-    BlockLayout, BlockStack, Error, LatentQuery, ParamSpec, Result, StateDict, StepRng, stream,
+    BlockLayout, BlockStack, Error, LatentQuery, ParamSpec, Result, Rows, StateDict, StepRng,
+    stream,
 };
 use tinyfusion_nn::layers::{
     Attention, LabelEmbedder, Linear, Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify,
@@ -302,40 +305,93 @@ impl DiT {
 
 impl BlockStack for DiT {
     type Input = LatentQuery;
-    /// SiLU(c) (B, D): every adaLN projection starts with this activation, so it is taken once.
-    type Cond = Tensor;
+    type Cond = DiTCond;
 
     fn layout(&self) -> &BlockLayout {
         &self.layout
     }
 
-    fn embed(&self, q: &LatentQuery) -> Result<(Tensor, Tensor)> {
+    fn embed(&self, q: &LatentQuery) -> Result<(Tensor, DiTCond)> {
         let h = self
             .x_embedder
             .forward(&q.x)?
             .broadcast_add(&self.pos_embed)?; // (B, T, D)
-        let c = self.condition(&q.t, &q.y)?; // (B, D)
-        Ok((h, ops::silu(&c)?))
+        // Every adaLN projection starts with this activation.
+        let c = ops::silu(&self.condition(&q.t, &q.y)?)?; // (B, D)
+        let blocks = self.blocks.iter().map(|b| b.modulation.forward(&c)); // (B, 6·D) each
+        let cond = DiTCond {
+            blocks: blocks.collect::<Result<_>>()?,
+            head: self.final_layer.modulation.forward(&c)?, // (B, 2·D)
+            rows: None,
+            detached: false,
+        };
+        Ok((h, cond))
     }
 
-    fn block(&self, i: usize, h: &Tensor, cond: &Tensor) -> Result<Tensor> {
-        let block = &self.blocks[i];
+    fn block(&self, i: usize, h: &Tensor, cond: &DiTCond) -> Result<Tensor> {
+        let (block, m) = (&self.blocks[i], cond.of(&cond.blocks[i])?); // m (B, 6·D)
         if !self.recomputing {
-            return block.forward(h, cond);
+            return block.forward(h, &m);
         }
         let block = block.clone(); // its tensors are shared
-        let again = move |h: &Tensor, cond: &Tensor| Ok(block.forward(h, cond)?);
-        Ok(recompute(h, cond, again)?)
+        let again = move |h: &Tensor, m: &Tensor| Ok(block.forward(h, m)?);
+        Ok(recompute(h, &m, again)?)
     }
 
-    fn head(&self, h: &Tensor, cond: &Tensor) -> Result<Tensor> {
-        let patches = self.final_layer.forward(h, cond)?; // (B, T, p·p·C_out)
+    fn head(&self, h: &Tensor, cond: &DiTCond) -> Result<Tensor> {
+        let patches = self.final_layer.forward(h, &cond.of(&cond.head)?)?; // (B, T, p·p·C_out)
         unpatchify(
             &patches,
             self.config.grid(),
             self.config.patch_size,
             self.config.out_channels(),
         ) // (B, C_out, H, W)
+    }
+}
+
+/// What all blocks of a pass of [`DiT`] share: the adaLN projections of every layer, each made once for the whole batch.
+///
+/// Of so few rows a product costs what reading its weights costs; blocks that run on a part of the batch pick rows of
+/// what is there.
+#[derive(Debug, Clone)]
+pub struct DiTCond {
+    /// (B, 6·D) of every block.
+    blocks: Arc<[Tensor]>,
+    /// (B, 2·D) of the final layer.
+    head: Tensor,
+    /// The samples (R,) u32 that are meant; all where there is none.
+    rows: Option<Tensor>,
+    detached: bool,
+}
+
+impl DiTCond {
+    /// One of the projections, of the samples that are meant.
+    fn of(&self, m: &Tensor) -> Result<Tensor> {
+        let m = if self.detached { m.detach() } else { m.clone() };
+        match &self.rows {
+            None => Ok(m),
+            Some(rows) => m.select(rows),
+        }
+    }
+}
+
+impl Rows for DiTCond {
+    fn select(&self, index: &Tensor) -> Result<Self> {
+        let rows = match &self.rows {
+            None => index.clone(),
+            Some(rows) => rows.select(index)?,
+        };
+        Ok(Self {
+            rows: Some(rows),
+            ..self.clone()
+        })
+    }
+
+    fn detach(&self) -> Self {
+        Self {
+            detached: true,
+            ..self.clone()
+        }
     }
 }
 
@@ -357,18 +413,18 @@ impl DiTBlock {
         })
     }
 
-    /// x (B, T, D), cond (B, D) → (B, T, D).
-    fn forward(&self, x: &Tensor, cond: &Tensor) -> Result<Tensor> {
-        // Chunks, in order: shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp.
-        let m = self.modulation.forward(cond)?; // (B, 6·D)
+    /// x (B, T, D) and m (B, 6·D), the projection of the condition → (B, T, D).
+    ///
+    /// Chunks of m, in order: shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp.
+    fn forward(&self, x: &Tensor, m: &Tensor) -> Result<Tensor> {
         let attn = self
             .attn
-            .forward(&ops::layer_norm_modulate(x, &m, 0, 1, EPS)?)?; // (B, T, D)
-        let x = ops::gated_residual(x, &attn, &m, 2)?; // (B, T, D)
+            .forward(&ops::layer_norm_modulate(x, m, 0, 1, EPS)?)?; // (B, T, D)
+        let x = ops::gated_residual(x, &attn, m, 2)?; // (B, T, D)
         let mlp = self
             .mlp
-            .forward(&ops::layer_norm_modulate(&x, &m, 3, 4, EPS)?)?; // (B, T, D)
-        Ok(ops::gated_residual(&x, &mlp, &m, 5)?) // (B, T, D)
+            .forward(&ops::layer_norm_modulate(&x, m, 3, 4, EPS)?)?; // (B, T, D)
+        Ok(ops::gated_residual(&x, &mlp, m, 5)?) // (B, T, D)
     }
 }
 
@@ -388,10 +444,9 @@ impl FinalLayer {
         })
     }
 
-    /// x (B, T, D), cond (B, D) → (B, T, p·p·C_out).
-    fn forward(&self, x: &Tensor, cond: &Tensor) -> Result<Tensor> {
-        let m = self.modulation.forward(cond)?; // (B, 2·D): shift, scale
+    /// x (B, T, D) and m (B, 2·D), shift and scale → (B, T, p·p·C_out).
+    fn forward(&self, x: &Tensor, m: &Tensor) -> Result<Tensor> {
         self.linear
-            .forward(&ops::layer_norm_modulate(x, &m, 0, 1, EPS)?)
+            .forward(&ops::layer_norm_modulate(x, m, 0, 1, EPS)?)
     }
 }

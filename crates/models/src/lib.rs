@@ -8,7 +8,7 @@ mod presets;
 mod sit;
 
 pub use classifier::{Classifier, ClassifierConfig};
-pub use dit::{DiT, DiTConfig};
+pub use dit::{DiT, DiTCond, DiTConfig};
 pub use mar::{Mar, MarConfig};
 pub use presets::{Preset, preset, presets};
 pub use sit::{SiT, SiTConfig};

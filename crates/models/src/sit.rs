@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use tinyfusion_core::{BlockLayout, BlockStack, LatentQuery, ParamSpec, Result, StateDict};
 
 use crate::presets::{SIZES, find};
-use crate::{DiT, DiTConfig, Preset};
+use crate::{DiT, DiTCond, DiTConfig, Preset};
 
 /// The sizes of a SiT: a DiT's, under the same names, for the official constructors are the same.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -113,22 +113,21 @@ impl SiT {
 
 impl BlockStack for SiT {
     type Input = LatentQuery;
-    /// SiLU(c) (B, D), as DiT's.
-    type Cond = Tensor;
+    type Cond = DiTCond;
 
     fn layout(&self) -> &BlockLayout {
         self.dit.layout()
     }
 
-    fn embed(&self, q: &LatentQuery) -> Result<(Tensor, Tensor)> {
-        self.dit.embed(q) // (B, T, D), (B, D)
+    fn embed(&self, q: &LatentQuery) -> Result<(Tensor, DiTCond)> {
+        self.dit.embed(q) // (B, T, D) and the projections
     }
 
-    fn block(&self, i: usize, h: &Tensor, cond: &Tensor) -> Result<Tensor> {
+    fn block(&self, i: usize, h: &Tensor, cond: &DiTCond) -> Result<Tensor> {
         self.dit.block(i, h, cond) // (B, T, D)
     }
 
-    fn head(&self, h: &Tensor, cond: &Tensor) -> Result<Tensor> {
+    fn head(&self, h: &Tensor, cond: &DiTCond) -> Result<Tensor> {
         let output = self.dit.head(h, cond)?; // (B, C or 2C, H, W)
         Ok(output.narrow(1, 0, self.config.out_channels())?) // (B, C, H, W)
     }
