@@ -1,6 +1,8 @@
 //! SiT and MAR go the way of DiT: learned, cut, distilled, judged and sampled by the same commands.
 #![allow(clippy::unwrap_used)] // a test may panic
 
+use std::os::unix::process::ExitStatusExt;
+
 use tinyfusion_tests::{Place, TINY};
 
 const FAMILIES: [&str; 2] = ["sit", "mar"];
@@ -103,8 +105,15 @@ fn every_sampler_of_a_sit_draws() {
 fn a_resumed_run_is_the_unbroken_one() {
     for family in FAMILIES {
         let place = with_teacher(family);
+        if family == "mar" {
+            // The embedded one has no dropout; here it is to be resumed, too.
+            let mut config = place.json("teacher/model/config.json");
+            config["model"]["attn_dropout"] = 0.1.into();
+            config["model"]["proj_dropout"] = 0.1.into();
+            std::fs::write(place.path("teacher/model/config.json"), config.to_string()).unwrap();
+        }
         let line =
-            "learn teacher/model OUT --pattern 1:2 --steps 40 --batch-size 8 --checkpoint-every 1";
+            "learn teacher/model OUT --pattern 1:2 --steps 150 --batch-size 8 --checkpoint-every 1";
         place.ok(&line.replace("OUT", "whole"));
         let mut child = place.start(&line.replace("OUT", "broken"));
         // Killed as soon as there is something to resume from.
@@ -113,14 +122,18 @@ fn a_resumed_run_is_the_unbroken_one() {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         child.kill().unwrap();
-        child.wait().unwrap();
+        assert_eq!(
+            child.wait().unwrap().signal(),
+            Some(9),
+            "{family}: it was still running"
+        );
         place.ok(&line.replace("OUT", "broken"));
         assert_eq!(
             place.text("whole/history.jsonl"),
             place.text("broken/history.jsonl"),
             "{family}"
         );
-        let last = "checkpoints/step-000040/model.safetensors";
+        let last = "checkpoints/step-000150/model.safetensors";
         assert!(
             place.bytes(&format!("whole/{last}")) == place.bytes(&format!("broken/{last}")),
             "{family}: other weights"
@@ -145,6 +158,12 @@ fn what_a_family_does_not_know_is_refused() {
         (&sit, "--sampler sde-euler --steps 1", "num_steps"),
         (&mar, "--sampler euler", "sampler"),
         (&mar, "--clip true", "clip"),
+        (&mar, "--cfg-channels all", "cfg-channels"),
+        (
+            &sit,
+            "--sampler sde-euler --last-step none --last-step-size 0.1",
+            "last-step-size",
+        ),
         (&mar, "--temperature -1", "temperature"),
         (&mar, "--iterations 0", "num_iter"),
         (&dit, "--sampler heun", "not sampled with heun"),
@@ -160,7 +179,31 @@ fn what_a_family_does_not_know_is_refused() {
     assert!(error.contains("stage"), "{error}");
     let error = mar.fails(2, "cut teacher/model out --keep 0,1");
     assert!(error.contains("decoder"), "{error}");
-    // A student is taught by its own kind.
+    let error = mar.fails(2, "cut teacher/model out --keep 1,2 --pattern 2:4");
+    assert!(error.contains("stage"), "{error}");
+    mar.ok("cut teacher/model both --keep 1,2");
+    let groups = mar.json("both/selection.json")["groups"].clone();
+    assert_eq!(
+        groups,
+        serde_json::json!([{"n": 1, "m": 2}, {"n": 1, "m": 2}])
+    );
+    let crossing = mar.json("both/selection.json");
+    let mut crossing = crossing.clone();
+    crossing["groups"] = serde_json::json!([{"n": 2, "m": 4}]);
+    std::fs::write(mar.path("crossing.json"), crossing.to_string()).unwrap();
+    for line in [
+        "cut teacher/model out --selection crossing.json",
+        "loss teacher/model --selection crossing.json --images 8",
+        "distill both out --selection crossing.json --teacher teacher/model --steps 1",
+    ] {
+        let error = mar.fails(2, line);
+        assert!(
+            error.contains("stage") && error.contains("crossing.json"),
+            "{error}"
+        );
+        assert!(!mar.path("out").exists(), "{line}");
+    }
+    // A student is taught by its own kind, which draws the same.
     let teacher = mar.path("teacher/model");
     let line = format!(
         "distill teacher/model out --teacher {} --features none --steps 1",
@@ -190,4 +233,44 @@ fn a_dit_can_become_a_sit() {
         2,
         "pretrain c --what classifier --from teacher/model --steps 1",
     );
+}
+
+#[test]
+fn a_teacher_that_cannot_teach_is_refused_before_the_run() {
+    let place = with_teacher("mar");
+    let other = "--depth 4 --num-heads 2 --batch-size 8 --steps 1";
+    place.ok(&format!(
+        "pretrain patches --what mar --hidden-size 16 --patch-size 4 {other}"
+    ));
+    place.ok(&format!(
+        "pretrain wide --what mar --hidden-size 32 --patch-size 8 {other}"
+    ));
+    for teacher in ["patches", "wide"] {
+        let error = place.fails(
+            2,
+            &format!(
+                "distill teacher/model out --teacher {teacher}/model --features none --steps 1"
+            ),
+        );
+        assert!(error.contains("cannot teach"), "{error}");
+        assert!(!place.path("out").exists());
+    }
+}
+
+#[test]
+fn a_key_that_no_family_knows_is_named() {
+    let place = with_teacher("sit");
+    let file = place.path("teacher/model/config.json");
+    let mut config = place.json("teacher/model/config.json");
+    let process = config["interpolant"].take();
+    config.as_object_mut().unwrap().remove("interpolant");
+    config["interpolent"] = process;
+    std::fs::write(&file, config.to_string()).unwrap();
+    for line in ["inspect teacher/model", "loss teacher/model --images 8"] {
+        let error = place.fails(1, line);
+        assert!(
+            error.contains("`interpolent`") && error.contains("interpolant,"),
+            "{error}"
+        );
+    }
 }

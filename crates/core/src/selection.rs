@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{BlockLayout, Error, Result};
 
 /// One group of an N:M pattern: keep `n` of `m` consecutive blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,14 +47,17 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// A selection by explicit indices, as one group.
-    pub fn from_indices(depth: usize, kept: Vec<usize>) -> Result<Self> {
-        let groups = vec![Group {
-            n: kept.len(),
-            m: depth,
-        }];
+    /// A selection by explicit indices, each stage of the network as one group.
+    pub fn from_indices(layout: &BlockLayout, kept: Vec<usize>) -> Result<Self> {
+        let stages = layout.ranges();
+        let groups = stages
+            .map(|stage| Group {
+                n: kept.iter().filter(|k| stage.contains(k)).count(),
+                m: stage.len(),
+            })
+            .collect();
         Self {
-            depth,
+            depth: layout.depth(),
             kept,
             groups,
             criterion: "indices".into(),
@@ -112,6 +115,33 @@ impl Selection {
             start += group.m;
         }
         Ok(self)
+    }
+
+    /// Checks that this is a selection for a network of `layout`: as many blocks, and no group in two stages.
+    pub fn check_layout(&self, layout: &BlockLayout) -> Result<()> {
+        if self.depth != layout.depth() {
+            return Err(Error::usage(format!(
+                "made for {} blocks, the network has {}",
+                self.depth,
+                layout.depth()
+            )));
+        }
+        let ends: Vec<usize> = self
+            .groups
+            .iter()
+            .scan(0, |end, group| {
+                *end += group.m;
+                Some(*end)
+            })
+            .collect();
+        match layout.ranges().find(|stage| !ends.contains(&stage.end)) {
+            None => Ok(()),
+            Some(stage) => Err(Error::usage(format!(
+                "a group goes beyond the end of a stage at block {}: the network's stages have {:?} blocks",
+                stage.end,
+                layout.stage_depths()
+            ))),
+        }
     }
 
     /// Parses and checks the text of a `selection.json`.

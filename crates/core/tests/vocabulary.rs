@@ -28,7 +28,7 @@ fn selections() -> impl Strategy<Value = Selection> {
                 })
                 .collect();
             let depth = groups.iter().map(Vec::len).sum();
-            let blank = Selection::from_indices(depth, kept).ok()?;
+            let blank = Selection::from_indices(&BlockLayout::single(depth), kept).ok()?;
             Some(Selection {
                 groups: sizes,
                 ..blank

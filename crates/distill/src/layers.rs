@@ -68,7 +68,7 @@ impl LayerMap {
         self.pairs.iter().map(|p| p.1).collect()
     }
 
-    /// Checks that the map is for networks of these depths.
+    /// Checks that the map is for networks of these depths, and that a pair is of one stage in both.
     pub fn check(&self, student: &BlockLayout, teacher: &BlockLayout) -> Result<()> {
         for (who, expected, found) in [
             ("student", self.student_depth, student.depth()),
@@ -82,6 +82,15 @@ impl LayerMap {
                 )));
             }
         }
-        Ok(())
+        let stage_of =
+            |layout: &BlockLayout, block: usize| layout.ranges().position(|r| r.contains(&block));
+        let torn = |(s, t): &&(usize, usize)| stage_of(student, *s) != stage_of(teacher, *t);
+        match self.pairs.iter().find(torn) {
+            None => Ok(()),
+            Some((s, t)) => Err(Error::usage(format!(
+                "student block {s} and teacher block {t} are of different stages: the selection's groups cross from one \
+                 into the other"
+            ))),
+        }
     }
 }

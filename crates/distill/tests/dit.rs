@@ -3,7 +3,9 @@
 
 use candle_core::{Device, Tensor};
 use tinyfusion_checkpoint::keep_blocks;
-use tinyfusion_core::{Group, LatentBatch, Result, Selection, StateDict, StepRng, stream};
+use tinyfusion_core::{
+    BlockLayout, Group, LatentBatch, Result, Selection, StateDict, StepRng, stream,
+};
 use tinyfusion_diffusion::{DenoisingObjective, DiffusionConfig, GaussianDiffusion, LabelDrop};
 use tinyfusion_distill::{
     DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap, Run, Student, Teacher, distill, losses,
@@ -66,7 +68,7 @@ fn a_shallow_dit_learns_from_the_deep_one() {
     let groups = vec![Group { n: 1, m: 2 }; 2];
     let selection = Selection {
         groups,
-        ..Selection::from_indices(4, vec![1, 2]).unwrap()
+        ..Selection::from_indices(&BlockLayout::single(4), vec![1, 2]).unwrap()
     }
     .validated()
     .unwrap();

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use tinyfusion_checkpoint::keep_blocks;
-use tinyfusion_core::{Error, Group, LatentBatch, Result, Selection, StateDict, StepRng, stream};
+use tinyfusion_core::{
+    BlockLayout, Error, Group, LatentBatch, Result, Selection, StateDict, StepRng, stream,
+};
 use tinyfusion_diffusion::{
     GaussianDiffusion, MarObjective, MarTraining, Objective, token_diffusion,
 };
@@ -76,7 +78,7 @@ fn batch(step: u64) -> Result<LatentBatch> {
 fn selection() -> Selection {
     Selection {
         groups: vec![Group { n: 1, m: 2 }; 3],
-        ..Selection::from_indices(6, vec![1, 2, 5]).unwrap()
+        ..Selection::from_indices(&BlockLayout::stages([2, 4]), vec![1, 2, 5]).unwrap()
     }
     .validated()
     .unwrap()

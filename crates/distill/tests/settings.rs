@@ -15,7 +15,7 @@ fn selection(groups: &[(usize, usize)]) -> Selection {
     let groups = groups.iter().map(|&(n, m)| Group { n, m }).collect();
     Selection {
         groups,
-        ..Selection::from_indices(start, kept).unwrap()
+        ..Selection::from_indices(&BlockLayout::single(start), kept).unwrap()
     }
     .validated()
     .unwrap()

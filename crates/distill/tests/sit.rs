@@ -4,7 +4,9 @@
 
 use candle_core::{Device, Tensor};
 use tinyfusion_checkpoint::keep_blocks;
-use tinyfusion_core::{Group, LatentBatch, Result, Selection, StateDict, StepRng, stream};
+use tinyfusion_core::{
+    BlockLayout, Group, LatentBatch, Result, Selection, StateDict, StepRng, stream,
+};
 use tinyfusion_diffusion::{
     Interpolant, InterpolantConfig, InterpolantObjective, LabelDrop, Prediction,
 };
@@ -68,7 +70,7 @@ fn a_shallow_sit_learns_the_velocities_of_the_deep_one() {
     let teacher_weights = random_weights(&deep);
     let selection = Selection {
         groups: vec![Group { n: 1, m: 2 }; 2],
-        ..Selection::from_indices(4, vec![1, 2]).unwrap()
+        ..Selection::from_indices(&BlockLayout::single(4), vec![1, 2]).unwrap()
     }
     .validated()
     .unwrap();

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     which: Which,
     /// Groups that the kept indices obey, as 1:2: distillation aligns hidden states at their ends. Without it
-    /// all blocks are one group
+    /// all blocks of a stage are one group
     #[arg(long, requires = "keep", conflicts_with = "selection")]
     pattern: Option<Pattern>,
     /// Store the weights in 16 bits
@@ -66,10 +66,10 @@ fn cut<F: Family>(args: &Args) -> Result<()> {
         ))
         .into());
     }
-    let depth = model.depth();
+    let layout = model.layout();
     let mut selection = match (&args.which.selection, &args.which.keep) {
-        (Some(path), _) => read_selection_for(path, depth)?,
-        (None, Some(kept)) => by_indices(depth, kept, args.pattern.as_ref())?,
+        (Some(path), _) => read_selection_for(path, &layout)?,
+        (None, Some(kept)) => by_indices(&layout, kept, args.pattern.as_ref())?,
         (None, None) => unreachable!("clap requires one of the two"),
     };
     if let Some(made_for) = selection
@@ -119,11 +119,15 @@ fn cut<F: Family>(args: &Args) -> Result<()> {
     )?)
 }
 
-/// The blocks `kept` as a selection, in the groups of `pattern` or in one.
-fn by_indices(depth: usize, kept: &[usize], pattern: Option<&Pattern>) -> Result<Selection> {
-    let mut selection = Selection::from_indices(depth, kept.to_vec())?;
+/// The blocks `kept` as a selection, in the groups of `pattern` or in one for each stage.
+fn by_indices(
+    layout: &BlockLayout,
+    kept: &[usize],
+    pattern: Option<&Pattern>,
+) -> Result<Selection> {
+    let mut selection = Selection::from_indices(layout, kept.to_vec())?;
     if let Some(pattern) = pattern {
-        selection.groups = pattern.groups(&BlockLayout::single(depth))?;
+        selection.groups = pattern.groups(layout)?;
     }
     Ok(selection.validated()?)
 }

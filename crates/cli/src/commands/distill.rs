@@ -11,7 +11,7 @@ use tinyfusion::distill::{
 };
 use tinyfusion::train::{FitConfig, LrSchedule, RunDir, Stop};
 
-use super::score::{SELECTION_FILE, check_depth, read_selection, save_selection};
+use super::score::{SELECTION_FILE, check_layout, read_selection, save_selection};
 use crate::family::{Architecture, Dit, Family, Model, with_family};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
@@ -179,19 +179,14 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         .as_deref()
         .map(Model::<F>::load)
         .transpose()?;
-    if let Some(teacher) = teacher.as_ref().filter(|t| t.process != model.process) {
-        let paths = (model.path.display(), teacher.path.display());
-        return Err(Error::usage(format!(
-            "{} and {} were trained under different processes",
-            paths.0, paths.1
-        ))
-        .into());
-    }
-    let teacher_net = teacher.as_ref().map(Model::network).transpose()?;
     let wants_features = config
         .knowledge
         .as_ref()
         .is_some_and(|k| k.features != FeatureLoss::None);
+    if let Some(teacher) = &teacher {
+        check_teacher(teacher, &model, wants_features)?;
+    }
+    let teacher_net = teacher.as_ref().map(Model::network).transpose()?;
     let selection_path = match (&options.selection, &teacher) {
         (Some(_), None) => {
             return Err(Error::usage(
@@ -208,7 +203,7 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     };
     let layers = match (&teacher, &selection) {
         (Some(teacher), Some((selection, path))) if wants_features => {
-            check_depth(selection, path, teacher.depth())?;
+            check_layout(selection, path, &teacher.layout())?;
             Some(LayerMap::group_ends(selection)?)
         }
         (Some(_), None) if wants_features => {
@@ -273,6 +268,32 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     }
     resources.write(&args.out, Some(outcome.seconds))?;
     Ok(say!("{}", args.out.join("model").display())?)
+}
+
+/// An error where `teacher` cannot teach `student`: before a run's folder is made, so that a mistake leaves none behind.
+fn check_teacher<F: Family>(teacher: &Model<F>, student: &Model<F>, features: bool) -> Result<()> {
+    let fail = |what: String| {
+        let (student, teacher) = (student.path.display(), teacher.path.display());
+        Err(Error::usage(format!("{teacher} cannot teach {student}: {what}")).into())
+    };
+    if teacher.process != student.process {
+        return fail("they were trained under different processes".into());
+    }
+    let (ours, theirs) = (student.samples(), teacher.samples());
+    if ours != theirs {
+        return fail(format!("the teacher draws {theirs}, the student {ours}"));
+    }
+    let (ours, theirs) = (F::outputs(&student.config), F::outputs(&teacher.config));
+    if ours != theirs {
+        return fail(format!("outputs of another shape: {theirs:?} and {ours:?}"));
+    }
+    let (ours, theirs) = (F::widths(&student.config), F::widths(&teacher.config));
+    if features && ours != theirs {
+        return fail(format!(
+            "hidden states of the widths {theirs:?} and {ours:?}; pass --features none"
+        ));
+    }
+    Ok(())
 }
 
 /// The selection that cut `model`, as far as the model's own record tells.

@@ -48,10 +48,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .and_then(|a| a.as_str())
             .unwrap_or("not named");
         say!("model       {architecture}")?;
-        for section in ["model", "diffusion", "interpolant"] {
-            if let Some(value) = config.get(section) {
-                say!("{section:<11} {value}")?;
-            }
+        let sections = config.as_object().into_iter().flatten();
+        for (section, value) in sections.filter(|(key, _)| *key != "architecture") {
+            say!("{section:<11} {value}")?;
         }
     }
     if let Some(provenance) = &found.provenance {
@@ -81,7 +80,8 @@ fn agree(found: &Inspection) -> Result<()> {
     let Some(config) = &found.config else {
         return Ok(());
     };
-    if let Some(expected) = expected_tensors(&found.path, config)? {
+    let folder = found.path.parent().unwrap_or(&found.path);
+    if let Some(expected) = expected_tensors(folder, config)? {
         let shapes = found
             .tensors
             .iter()

@@ -52,7 +52,7 @@ fn judge<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let depth = model.depth();
     let selection = match &args.selection {
         None => None,
-        Some(path) => Some(read_selection_for(path, depth)?),
+        Some(path) => Some(read_selection_for(path, &model.layout())?),
     };
     let plan = match &selection {
         None => Plan::full(depth),

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use tinyfusion::checkpoint::{CONFIG_FILE, write_atomic};
-use tinyfusion::core::{Error, Selection};
+use tinyfusion::core::{BlockLayout, Error, Selection};
 use tinyfusion::mask::{Pattern, oracle_selection, random_selection};
 
 use crate::family::{Architecture, Family, Model, with_family};
@@ -117,22 +117,16 @@ pub(crate) fn read_selection(path: &Path) -> Result<Selection> {
     )
 }
 
-/// An error where the selection from `path` is not for a network of `depth` blocks.
-pub(crate) fn check_depth(selection: &Selection, path: &Path, depth: usize) -> Result<()> {
-    if selection.depth == depth {
-        return Ok(());
-    }
-    Err(Error::usage(format!(
-        "{}: made for {} blocks, the network has {depth}",
-        path.display(),
-        selection.depth
-    ))
-    .into())
+/// An error where the selection from `path` is not for a network of this layout.
+pub(crate) fn check_layout(selection: &Selection, path: &Path, layout: &BlockLayout) -> Result<()> {
+    Ok(selection
+        .check_layout(layout)
+        .map_err(|e| Error::usage(format!("{}: {e}", path.display())))?)
 }
 
-/// Reads a selection and checks that it is for a network of `depth` blocks.
-pub(crate) fn read_selection_for(path: &Path, depth: usize) -> Result<Selection> {
+/// Reads a selection and checks that it is for a network of this layout.
+pub(crate) fn read_selection_for(path: &Path, layout: &BlockLayout) -> Result<Selection> {
     let selection = read_selection(path)?;
-    check_depth(&selection, path, depth)?;
+    check_layout(&selection, path, layout)?;
     Ok(selection)
 }

@@ -57,7 +57,16 @@ impl Family for Dit {
             size: config.input_size,
             classes: config.num_classes,
             null_class: config.class_dropout_prob > 0.0,
+            are_pixels: config.in_channels == 3,
         }
+    }
+
+    fn outputs(config: &DiTConfig) -> Vec<usize> {
+        vec![config.out_channels()]
+    }
+
+    fn widths(config: &DiTConfig) -> Vec<usize> {
+        vec![config.hidden_size]
     }
 
     fn keep(

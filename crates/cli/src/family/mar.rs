@@ -46,7 +46,18 @@ impl Family for MaskedAutoregressive {
             size: config.img_size / config.vae_stride,
             classes: config.class_num,
             null_class: config.label_drop_prob > 0.0,
+            are_pixels: config.vae_stride == 1 && config.vae_embed_dim == 3,
         }
+    }
+
+    /// Tokens, their channels, and the width of the conditions z.
+    fn outputs(config: &MarConfig) -> Vec<usize> {
+        let (l, c) = (config.seq_len(), config.token_embed_dim());
+        vec![l, c, config.decoder_embed_dim]
+    }
+
+    fn widths(config: &MarConfig) -> Vec<usize> {
+        vec![config.encoder_embed_dim, config.decoder_embed_dim]
     }
 
     fn keep(

@@ -48,6 +48,10 @@ pub(crate) trait Family: Sized + 'static {
     fn layout(config: &Self::Config) -> BlockLayout;
     /// What it draws.
     fn samples(config: &Self::Config) -> Samples;
+    /// Sizes of what a teacher's output is compared by, beside what it draws.
+    fn outputs(config: &Self::Config) -> Vec<usize>;
+    /// Widths of the hidden states, stage by stage.
+    fn widths(config: &Self::Config) -> Vec<usize>;
     /// Sizes and weights with only the blocks `kept`.
     fn keep(
         config: &Self::Config,
@@ -84,12 +88,24 @@ pub(crate) struct Samples {
     pub(crate) classes: usize,
     /// Whether it learned a null class, which guidance needs.
     pub(crate) null_class: bool,
+    /// Whether they are images, and not latents.
+    pub(crate) are_pixels: bool,
 }
 
-impl Samples {
-    /// Whether they are images, and not latents.
-    pub(crate) fn are_pixels(self) -> bool {
-        self.channels == 3
+impl std::fmt::Display for Samples {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            channels,
+            size,
+            classes,
+            null_class,
+            ..
+        } = self;
+        let null = if *null_class { "with" } else { "without" };
+        write!(
+            f,
+            "{channels}×{size}×{size} of {classes} classes ({null} a null class)"
+        )
     }
 }
 
@@ -162,7 +178,7 @@ pub(crate) struct Model<F: Family> {
     pub(crate) provenance: Provenance,
 }
 
-/// The model of the first issue of this program, and still that of its benchmarks.
+/// What the benchmarks run.
 pub(crate) type DiTModel = Model<Dit>;
 
 impl<F: Family> Model<F> {
@@ -271,6 +287,23 @@ pub(crate) fn description<F: Family>(config: &F::Config, process: &F::Process) -
 /// The sizes and the process that a `config.json` describes, checked.
 fn described<F: Family>(path: &Path, config: &Value) -> Result<(F::Config, F::Process)> {
     let sizes: F::Config = section(path, config, F::NAME, "model")?;
+    // A process under a mistyped name would be taken for none, and its default for what the model was trained under.
+    let known = ["architecture", "model"].into_iter().chain(F::PROCESS);
+    let known: Vec<&str> = known.collect();
+    if let Some(key) = config
+        .as_object()
+        .and_then(|all| all.keys().find(|key| !known.contains(&key.as_str())))
+    {
+        return Err(Error::file(
+            path,
+            format!(
+                "config.json: a {} has no `{key}`; its keys are {}, provenance and weights",
+                F::NAME,
+                known.join(", ")
+            ),
+        )
+        .into());
+    }
     let process = match F::PROCESS.and_then(|key| Some((key, config.get(key)?))) {
         None => F::Process::default(),
         Some((key, value)) => serde_json::from_value(value.clone())

@@ -45,6 +45,14 @@ impl Family for Sit {
         Dit::samples(&config.0)
     }
 
+    fn outputs(config: &SiTConfig) -> Vec<usize> {
+        vec![config.out_channels()]
+    }
+
+    fn widths(config: &SiTConfig) -> Vec<usize> {
+        Dit::widths(&config.0)
+    }
+
     fn keep(
         config: &SiTConfig,
         weights: &StateDict,

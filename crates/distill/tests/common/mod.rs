@@ -5,7 +5,9 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use tinyfusion_core::toy::{ToyImage, ToyLatent};
-use tinyfusion_core::{Group, LatentBatch, Result, Selection, StateDict, StepRng, stream};
+use tinyfusion_core::{
+    BlockLayout, Group, LatentBatch, Result, Selection, StateDict, StepRng, stream,
+};
 use tinyfusion_diffusion::{
     DenoisingDraw, DenoisingObjective, DiffusionConfig, GaussianDiffusion, LabelDrop, Variance,
 };
@@ -81,7 +83,7 @@ pub fn selection() -> Selection {
     let groups = vec![Group { n: 1, m: 2 }; STUDENT];
     Selection {
         groups,
-        ..Selection::from_indices(TEACHER, vec![0, 2]).unwrap()
+        ..Selection::from_indices(&BlockLayout::single(TEACHER), vec![0, 2]).unwrap()
     }
     .validated()
     .unwrap()

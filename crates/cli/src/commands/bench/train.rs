@@ -85,7 +85,7 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
             let knowledge = match (&teacher, &net) {
                 (Some(teacher), Some(net)) => {
                     let selection =
-                        read_selection_for(&folder.join("selection.json"), teacher.config.depth)?;
+                        read_selection_for(&folder.join("selection.json"), &teacher.layout())?;
                     Some(DistillTeacher {
                         net,
                         layers: Some(LayerMap::group_ends(&selection)?),

@@ -21,7 +21,8 @@ pub(crate) struct FlowFlags {
     /// SiT, dopri5: error allowed in a step, as a share of the state [default: 1e-3]
     #[arg(long, value_parser = finite)]
     rtol: Option<f64>,
-    /// SiT, sde: how much noise is added, and taken away again, over time [default: sbdm]
+    /// SiT, sde: how much noise is added, and taken away again, over time [default: sigma]. sbdm has no value at t = 0
+    /// for a velocity on the paths linear and gvp
     #[arg(long, value_enum)]
     form: Option<Form>,
     /// SiT, sde: the norm of that form [default: 1]
@@ -144,6 +145,10 @@ fn solver(sampler: Sampler, settings: &Settings) -> tinyfusion::core::Result<Sol
     };
     let sde = |method| {
         flags.refuse_ode("a solver of fixed steps")?;
+        if matches!(flags.last_step, Some(Last::None)) {
+            let given = flags.last_step_size.is_some();
+            Settings::refuse("--last-step none", &[("last-step-size", given)])?;
+        }
         let d = SdeConfig::default();
         Ok(Solver::Sde(SdeConfig {
             method,

@@ -56,7 +56,7 @@ impl<'a> GaussianDrawing<'a> {
                 ..model.process.clone()
             })?,
             sampler,
-            clip: settings.clip.unwrap_or(samples.are_pixels()),
+            clip: settings.clip.unwrap_or(samples.are_pixels),
         })
     }
 

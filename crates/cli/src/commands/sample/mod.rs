@@ -82,9 +82,9 @@ pub(crate) struct Settings {
     /// Classifier-free guidance (1 is none, 0 ignores the class)
     #[arg(long, default_value_t = 2.0, value_parser = finite)]
     cfg: f64,
-    /// Channels that are guided: DiT and SiT on latents guide three of four
-    #[arg(long, value_enum, default_value_t = Channels::All)]
-    cfg_channels: Channels,
+    /// Channels that are guided: published DiTs and SiTs guide three of four [default: all]
+    #[arg(long, value_enum)]
+    cfg_channels: Option<Channels>,
     /// DiT: clamp estimates of the clean image to [-1, 1] (right, and the default, for pixels but not for latents)
     #[arg(long)]
     clip: Option<bool>,
@@ -199,7 +199,7 @@ impl<N: BlockStack<Input = LatentQuery>> Guided<'_, N> {
         doubled.resize(2 * classes.len(), self.samples.classes as u32);
         let guidance = Guidance {
             scale: self.settings.cfg,
-            channels: match self.settings.cfg_channels {
+            channels: match self.settings.guided() {
                 Channels::FirstThree => GuidedChannels::FirstThree,
                 Channels::All => GuidedChannels::All,
             },
@@ -212,6 +212,10 @@ impl Settings {
     /// The number of steps where `default` of them are taken without a flag.
     fn steps_or(&self, default: usize) -> usize {
         self.steps.unwrap_or(default)
+    }
+
+    fn guided(&self) -> Channels {
+        self.cfg_channels.unwrap_or(Channels::All)
     }
 
     /// An error where one of `flags` was given, which mean nothing to `whom`.
@@ -227,7 +231,7 @@ impl Settings {
         let mut all = Map::new();
         all.insert("sampler".into(), sampler.name().into());
         all.insert("cfg".into(), self.cfg.into());
-        let channels = self.cfg_channels.to_possible_value();
+        let channels = self.guided().to_possible_value();
         all.insert(
             "cfg_channels".into(),
             json!(channels.map(|v| v.get_name().to_owned())),
@@ -339,7 +343,7 @@ impl Job<'_> {
         if !counts_steps {
             advance();
         }
-        if self.samples.are_pixels() {
+        if self.samples.are_pixels {
             to_uint8(&x)
         } else {
             Ok(x)
@@ -349,7 +353,7 @@ impl Job<'_> {
     fn write(&self, samples: &Tensor, seconds: f64) -> Result<()> {
         let args = self.args;
         let out = &args.out;
-        let pixels = self.samples.are_pixels();
+        let pixels = self.samples.are_pixels;
         std::fs::create_dir_all(out).map_err(|e| Error::file(out, e))?;
         let labels: Vec<i64> = (0..args.count).map(|i| i64::from(self.class(i))).collect();
         let labels = Tensor::from_vec(labels, args.count, &Device::Cpu)?;

@@ -64,6 +64,7 @@ impl<'a> TokenDrawing<'a> {
                 ("sampler", settings.sampler.is_some()),
                 ("eta", settings.eta.is_some()),
                 ("clip", settings.clip.is_some()),
+                ("cfg-channels", settings.cfg_channels.is_some()),
             ],
         )?;
         settings.flow.refuse(whom)?;
