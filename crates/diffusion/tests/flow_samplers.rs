@@ -152,7 +152,7 @@ fn dormand_prince_meets_its_tolerance() {
 }
 
 #[test]
-fn dormand_prince_has_fifth_order_in_between_too() {
+fn dormand_prince_meets_its_tolerance_between_its_steps_too() {
     // y' = λy on both ends of time, asked at many times of which no step knows.
     let times: Vec<f64> = (0..=20).map(|i| f64::from(i) * 0.1).collect();
     let tolerance = Tolerance {

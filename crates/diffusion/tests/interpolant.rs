@@ -115,8 +115,10 @@ proptest! {
         path in paths(), which in 0usize..3, train in prop::option::of(0.0f64..0.5), sample in prop::option::of(0.0f64..0.5),
         last in 0.0f64..0.5,
     ) {
+        let config = config(path, PREDICTIONS[which]);
+        let needs_none = path != Path::Vp && config.prediction == Prediction::Velocity;
         let config = InterpolantConfig {
-            train_eps: train, sample_eps: sample, ..config(path, PREDICTIONS[which])
+            train_eps: train.filter(|_| !needs_none), sample_eps: sample, ..config
         };
         config.validate().unwrap();
         for (t0, t1) in [
@@ -260,6 +262,19 @@ fn settings_that_make_no_sense_are_usage_errors() {
             ),
         ] {
             usage(Interpolant::new(config), name);
+        }
+    }
+    for path in [Path::Linear, Path::Gvp, Path::Vp] {
+        let of = |eps| {
+            Interpolant::new(InterpolantConfig {
+                train_eps: Some(eps),
+                ..config(path, Prediction::Velocity)
+            })
+        };
+        assert!(of(0.0).is_ok());
+        match path {
+            Path::Vp => assert!(of(1e-3).is_ok()),
+            _ => usage(of(1e-3), "train_eps 0.001 does nothing"),
         }
     }
     for weighting in [Weighting::Velocity, Weighting::Likelihood] {

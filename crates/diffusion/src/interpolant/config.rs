@@ -41,10 +41,11 @@ pub struct InterpolantConfig {
     /// Weight of the training loss over time; a velocity is not weighted.
     pub weighting: Weighting,
     /// How far training times stay from where the formulas have no value; where it is not given: 1e-5 on the path
-    /// VP, 0 for a velocity on the others (which needs none), 1e-3 otherwise.
+    /// VP, 0 for a velocity on the others, which needs none and may have no other, 1e-3 otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_eps: Option<f64>,
-    /// The same for sampling; where it is not given: 1e-3, and 0 for a velocity on the paths Linear and GVP.
+    /// The same for sampling; where it is not given: 1e-3, and 0 for a velocity on the paths Linear and GVP. There it
+    /// is for the stochastic equation alone: the flow is solved over all of [0, 1] whatever it says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample_eps: Option<f64>,
 }
@@ -64,7 +65,17 @@ impl InterpolantConfig {
                 )));
             }
         }
-        // The public code ignores such a weighting in silence.
+        // The public code ignores such a distance and such a weighting in silence.
+        if self.is_plain_velocity()
+            && let Some(eps) = self.train_eps
+            && eps != 0.0
+        {
+            return Err(Error::usage(format!(
+                "interpolant: train_eps {eps} does nothing for a velocity on the path {}, which is trained on all of [0, \
+                 1]; leave it out",
+                self.path
+            )));
+        }
         if self.prediction == Prediction::Velocity && self.weighting != Weighting::None {
             return Err(Error::usage(format!(
                 "interpolant: the loss of a velocity has no weighting, found {:?}; set it to `none`",
@@ -105,11 +116,13 @@ impl InterpolantConfig {
     }
 
     fn sample_eps(&self) -> f64 {
-        let default = match (self.path, self.prediction) {
-            (Path::Linear | Path::Gvp, Prediction::Velocity) => 0.0,
-            _ => 1e-3,
-        };
+        let default = if self.is_plain_velocity() { 0.0 } else { 1e-3 };
         self.sample_eps.unwrap_or(default)
+    }
+
+    /// A velocity on a path where it has a value at all times.
+    fn is_plain_velocity(&self) -> bool {
+        self.prediction == Prediction::Velocity && self.path != Path::Vp
     }
 
     fn interval(&self, eps: f64) -> (f64, f64) {

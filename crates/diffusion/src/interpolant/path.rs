@@ -84,12 +84,12 @@ impl Path {
         }
     }
 
-    /// σ·dα/dt − α·dσ/dt: what separates noise from velocity; 1 on the linear path, π/2 on GVP.
-    pub(crate) fn turn(self, t: f64) -> f64 {
+    /// σ·dα/dt − α·dσ/dt, what separates noise from velocity, where it is the same at all times.
+    pub(crate) fn turn(self) -> Option<f64> {
         match self {
-            Self::Linear => 1.0,
-            Self::Gvp => FRAC_PI_2,
-            Self::Vp => self.d_alpha(t) / self.sigma(t), // with σ² + α² = 1
+            Self::Linear => Some(1.0),
+            Self::Gvp => Some(FRAC_PI_2),
+            Self::Vp => None,
         }
     }
 }

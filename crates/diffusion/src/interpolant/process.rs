@@ -1,7 +1,7 @@
 use candle_core::{DType, Tensor};
 use tinyfusion_core::{Error, Result};
 
-use crate::{InterpolantConfig, Path, Prediction};
+use crate::{InterpolantConfig, Prediction};
 
 /// The process of SiT in continuous time: formulas in f64 on the host, applied to f32 tensors; no weights.
 ///
@@ -99,14 +99,16 @@ impl Interpolant {
                 of_x: 0.0,
                 of_prediction: -path.sigma(t),
             },
-            // As above, divided by α.
-            Prediction::Velocity if path == Path::Vp => Mix {
-                of_x: path.sigma(t),
-                of_prediction: -path.sigma(t) / path.log_slope(t),
-            },
-            Prediction::Velocity => Mix {
-                of_x: path.d_alpha(t) / path.turn(t),
-                of_prediction: -path.alpha(t) / path.turn(t),
+            Prediction::Velocity => match path.turn() {
+                Some(turn) => Mix {
+                    of_x: path.d_alpha(t) / turn,
+                    of_prediction: -path.alpha(t) / turn,
+                },
+                // With σ² + α² = 1 it is (dα/dt)/σ, which falls out: what is left has values at t = 1, too.
+                None => Mix {
+                    of_x: path.sigma(t),
+                    of_prediction: -path.sigma(t) / path.log_slope(t),
+                },
             },
         }
     }
