@@ -4,7 +4,7 @@ use tinyfusion_core::{
     Error, Plan, Result, StepRng, TokenDenoiser, TokenQuery, run as run_plan, stream,
 };
 
-use crate::samplers::{DdpmConfig, ddpm};
+use crate::samplers::{DdpmConfig, Step, ddpm};
 use crate::tokens::{TokenRows, check_orders, mask_of};
 use crate::{GaussianDiffusion, Guidance, GuidedChannels};
 
@@ -149,14 +149,15 @@ pub struct TokenStep<'a> {
 /// network for the conditions of some more tokens and draws each of them by its own diffusion. Gives (B, L, C).
 ///
 /// `noise` gives the noise (N, C) of a request, see [`TokenRng`]; the start's first, then that of the steps in descending
-/// order, where it is used. `on_step` sees every iteration and ends the run by returning an error. Guidance acts on all
-/// channels.
+/// order, where it is used. `on_token_step` sees every step of the tokens' diffusions, `on_step` every iteration; either
+/// ends the run by returning an error. Guidance acts on all channels.
 pub fn sample_tokens<S: TokenDenoiser>(
     net: &S,
     diffusion: &GaussianDiffusion,
     config: &TokenSampling,
     start: &TokenStart,
     mut noise: impl FnMut(&TokenNoise<'_>) -> Result<Tensor>,
+    mut on_token_step: impl FnMut(&Step<'_>) -> Result<()>,
     mut on_step: impl FnMut(&TokenStep<'_>) -> Result<()>,
 ) -> Result<Tensor> {
     config.validate()?;
@@ -239,7 +240,7 @@ pub fn sample_tokens<S: TokenDenoiser>(
                 }
             },
             |index| Ok((ask(Some(index))? * config.temperature)?),
-            |_| Ok(()),
+            &mut on_token_step,
         )?; // (N, C)
 
         let rows = latents.to_vec2::<f32>()?;

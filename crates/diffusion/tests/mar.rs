@@ -105,7 +105,6 @@ fn patches_come_back() {
 #[test]
 fn a_draw_depends_on_the_generator_alone() {
     let objective = objective(training());
-    let net = toy();
     let draw = |step| Objective::<Toy>::draw(&objective, &batch(6), &mut rng(step)).unwrap();
     let (a, b, other) = (draw(0), draw(0), draw(1));
     assert_eq!(
@@ -124,7 +123,6 @@ fn a_draw_depends_on_the_generator_alone() {
     };
     let calm = Objective::<Toy>::draw(&self::objective(calm), &batch(6), &mut rng(0)).unwrap();
     assert_eq!((&calm.t, calm.query.dropout), (&a.t, None));
-    let _ = net;
 }
 
 #[test]
@@ -286,6 +284,25 @@ fn distilling_from_oneself_costs_nothing_and_reaches_no_teacher() {
         .unwrap();
     assert!(!kd.track_op());
     assert!(flat(&kd).iter().all(|v| (v - 1.0).abs() < 1e-5), "{kd}");
+    // The denoisers' outputs count as much, and neither half reaches the teacher.
+    let var = |t: &Tensor| candle_core::Var::from_tensor(t).unwrap();
+    let (z, output) = (var(&prediction.z), var(&prediction.output));
+    let (of_z, of_output) = (
+        var(&prediction.z),
+        var(&(&prediction.output + 0.2).unwrap()),
+    );
+    let of = |z: &candle_core::Var, output: &candle_core::Var| MarPrediction {
+        z: z.as_tensor().clone(),
+        output: output.as_tensor().clone(),
+    };
+    let (student, teacher) = (of(&z, &output), of(&of_z, &of_output));
+    let kd = objective.distillation(&student, &teacher, &draw).unwrap();
+    assert!(flat(&kd).iter().all(|v| (v - 0.04).abs() < 1e-6), "{kd}");
+    let gradients = kd.sum_all().unwrap().backward().unwrap();
+    assert!(gradients.get(&z).is_some());
+    let pulled = gradients.get(&output).unwrap();
+    assert!(flat(pulled).iter().all(|v| *v < 0.0), "towards the teacher");
+    assert!(gradients.get(&of_z).is_none() && gradients.get(&of_output).is_none());
     let narrow = MarPrediction {
         z: prediction.z.narrow(1, 0, 2).unwrap(),
         output: prediction.output.clone(),
@@ -391,19 +408,24 @@ fn images(config: &TokenSampling, numbers: std::ops::Range<u64>) -> (Tensor, usi
         orders: rng.orders(16),
         channels: 3,
     };
-    let mut drawn = 0;
+    let (mut drawn, mut inner) = (0, 0);
     let tokens = sample_tokens(
         &toy(),
         &short(),
         config,
         &start,
         |request| rng.noise(request),
+        |_| {
+            inner += 1;
+            Ok(())
+        },
         |step| {
             drawn += step.drawn.rows.len();
             assert!(step.done <= step.total);
             Ok(())
         },
     );
+    assert_eq!(inner, config.num_iter.min(16) * short().num_timesteps());
     (tokens.unwrap(), drawn)
 }
 
@@ -454,10 +476,30 @@ fn a_request_to_stop_ends_the_run_and_orders_must_be_orders() {
             &Device::Cpu,
         )?)
     };
-    let stop = sample_tokens(&toy(), &short(), &config, &start, noise, |_| {
-        Err(Error::Stopped)
-    });
-    assert!(matches!(stop, Err(Error::Stopped)));
+    let run = |start: &TokenStart, inner: usize, outer: usize| {
+        let mut left = (inner, outer);
+        let count = |left: &mut usize| {
+            *left = left.checked_sub(1).ok_or(Error::Stopped)?;
+            Ok(())
+        };
+        let found = sample_tokens(
+            &toy(),
+            &short(),
+            &config,
+            start,
+            noise,
+            |_| count(&mut left.0),
+            |_| count(&mut left.1),
+        );
+        (found, left)
+    };
+    // After an iteration of ten steps, and in the midst of the second one.
+    let (stopped, left) = run(&start, 1000, 0);
+    assert!(matches!(stopped, Err(Error::Stopped)));
+    assert_eq!(left.0, 990);
+    let (stopped, left) = run(&start, 13, 1000);
+    assert!(matches!(stopped, Err(Error::Stopped)));
+    assert_eq!(left.1, 999);
     for bad in [
         vec![],
         vec![vec![0, 1]; 3],
@@ -465,8 +507,7 @@ fn a_request_to_stop_ends_the_run_and_orders_must_be_orders() {
         vec![vec![]; 2],
     ] {
         start.orders = bad;
-        let error = sample_tokens(&toy(), &short(), &config, &start, noise, |_| Ok(()));
-        assert!(matches!(error, Err(Error::Usage(_))));
+        assert!(matches!(run(&start, 1000, 1000).0, Err(Error::Usage(_))));
     }
     assert_eq!(TokenRows::default().rows, []);
 }

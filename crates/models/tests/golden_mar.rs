@@ -292,6 +292,7 @@ fn golden_mar_sampling() {
                 };
                 Ok(noise.narrow(0, 0, request.tokens.rows.len())?)
             },
+            |_| Ok(()),
             |step| {
                 let s = step.done - 1;
                 let at = |name: &str| key(&format!("step.{s}.{name}"));

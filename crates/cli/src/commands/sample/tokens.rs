@@ -103,7 +103,8 @@ impl<'a> TokenDrawing<'a> {
 
 impl Drawing for TokenDrawing<'_> {
     fn steps(&self) -> Option<usize> {
-        Some(self.config.num_iter.min(self.net.config().seq_len()))
+        let iterations = self.config.num_iter.min(self.net.config().seq_len());
+        Some(iterations * self.process.num_timesteps())
     }
 
     fn report(&self) -> Map<String, Value> {
@@ -138,6 +139,7 @@ impl Drawing for TokenDrawing<'_> {
             &start,
             |request| rng.noise(request),
             |_| on_step(),
+            |_| Ok(()),
         )?; // (B, L, C)
         unpatchify(&tokens, config.patch_size) // (B, C, H, W)
     }
