@@ -8,7 +8,9 @@ use tinyfusion_diffusion::Objective;
 pub struct LossEstimate {
     /// The mean; not finite where the network's output is not.
     pub loss: f64,
-    /// Standard error of that mean, σ/√n.
+    /// Standard error of that mean, σ/√n, as of independent samples. A MAR draws one mask rate for all samples of a batch,
+    /// so that theirs are not quite independent, and this is somewhat too small. (The spread of the batches' means is no
+    /// better in general: data that lies sorted by class would make it too large.)
     pub standard_error: f64,
     /// Samples n.
     pub images: u64,
