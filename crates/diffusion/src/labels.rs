@@ -25,17 +25,22 @@ impl LabelDrop {
         )))
     }
 
-    /// The batch with some labels replaced by the null class: one uniform number is drawn for each sample.
+    /// Which of the labels of some samples are dropped: one uniform number is drawn for each.
+    pub(crate) fn coins(&self, samples: usize, rng: &mut StepRng) -> Vec<bool> {
+        let coins = rng.uniform(samples).into_iter();
+        coins.map(|u| u < self.probability).collect()
+    }
+
+    /// The batch with some labels, by [`coins`](Self::coins), replaced by the null class.
     pub(crate) fn drop_from(&self, batch: &LatentBatch, rng: &mut StepRng) -> Result<LatentBatch> {
-        let dropped = rng
-            .uniform(batch.x.dim(0)?)
-            .into_iter()
-            .map(|u| u < self.probability);
+        self.replaced(batch, &self.coins(batch.x.dim(0)?, rng))
+    }
+
+    /// The batch with the labels of the samples in `dropped` replaced by the null class.
+    pub(crate) fn replaced(&self, batch: &LatentBatch, dropped: &[bool]) -> Result<LatentBatch> {
         let mut y = batch.y.to_vec1::<u32>()?;
-        for (label, dropped) in y.iter_mut().zip(dropped) {
-            if dropped {
-                *label = self.num_classes;
-            }
+        for (label, _) in y.iter_mut().zip(dropped).filter(|(_, d)| **d) {
+            *label = self.num_classes;
         }
         Ok(LatentBatch {
             x: batch.x.clone(),

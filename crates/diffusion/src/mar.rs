@@ -3,32 +3,38 @@ use serde::{Deserialize, Serialize};
 use tinyfusion_core::{Error, LatentBatch, Result, StepRng, TokenDenoiser, TokenQuery};
 
 use crate::tokens::{TokenRows, check_orders, mask_of, patchify};
-use crate::{BetaSchedule, DiffusionConfig, GaussianDiffusion, Noised, Objective, Variance};
+use crate::{
+    BetaSchedule, DiffusionConfig, GaussianDiffusion, LabelDrop, Noised, Objective, Variance,
+};
 
-/// MAR's training problem, under the names of the official constructor.
+/// MAR's training problem.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MarTraining {
     /// Side of the patch of latents (or pixels) that makes a token.
     pub patch_size: usize,
-    /// Number of classes, which is also the id of the fake latent.
-    pub class_num: u32,
+    /// How labels are dropped; the null class is the fake latent.
+    pub labels: LabelDrop,
     /// Smallest share of the tokens that is hidden.
     pub mask_ratio_min: f64,
-    /// Probability of replacing a label by the fake latent.
-    pub label_drop_prob: f64,
-    /// Times and noises per token.
+    /// Times and noises per token, at most [`MAX_BATCH_MUL`](Self::MAX_BATCH_MUL).
     pub diffusion_batch_mul: usize,
     /// Whether questions come with the seeds of dropout.
     pub dropout: bool,
 }
 
 impl MarTraining {
+    /// Most times and noises per token: all of them are drawn at once.
+    pub const MAX_BATCH_MUL: usize = 1024;
+
     /// The same problem with nothing dropped, no label and no activation: for held-out losses.
     #[must_use]
     pub fn held_out(self) -> Self {
         Self {
-            label_drop_prob: 0.0,
+            labels: LabelDrop {
+                probability: 0.0,
+                ..self.labels
+            },
             dropout: false,
             ..self
         }
@@ -122,28 +128,25 @@ impl MarObjective {
     pub fn new(diffusion: GaussianDiffusion, training: MarTraining) -> Result<Self> {
         let MarTraining {
             patch_size,
+            labels,
             mask_ratio_min,
-            label_drop_prob,
             diffusion_batch_mul,
             ..
         } = training;
-        for (name, value) in [
-            ("mask_ratio_min", mask_ratio_min),
-            ("label_drop_prob", label_drop_prob),
-        ] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(Error::usage(format!(
-                    "{name} must be in [0, 1], found {value}"
-                )));
-            }
+        labels.validate()?;
+        if !(0.0..=1.0).contains(&mask_ratio_min) {
+            return Err(Error::usage(format!(
+                "mask_ratio_min must be in [0, 1], found {mask_ratio_min}"
+            )));
         }
-        for (name, value) in [
-            ("patch_size", patch_size),
-            ("diffusion_batch_mul", diffusion_batch_mul),
-        ] {
-            if value == 0 {
-                return Err(Error::usage(format!("{name} must be at least 1")));
-            }
+        if patch_size == 0 {
+            return Err(Error::usage("patch_size must be at least 1"));
+        }
+        let most = MarTraining::MAX_BATCH_MUL;
+        if !(1..=most).contains(&diffusion_batch_mul) {
+            return Err(Error::usage(format!(
+                "diffusion_batch_mul must be in 1..={most}, found {diffusion_batch_mul}"
+            )));
         }
         if diffusion.config().variance != Variance::LearnedRange {
             return Err(Error::usage(format!(
@@ -178,8 +181,7 @@ impl MarObjective {
         let (l, width) = ((h / p) * (w / p), c * p * p);
         let orders = (0..b).map(|_| rng.permutation(l)).collect();
         let mask_rate = mask_rate(self.training.mask_ratio_min, rng);
-        let coins = rng.uniform(b).into_iter();
-        let dropped = coins.map(|u| u < self.training.label_drop_prob).collect();
+        let dropped = self.training.labels.coins(b, rng);
         let t = rng.below(self.diffusion.num_timesteps(), k * b * l);
         let noise = rng.normal((k, b, l, width), batch.x.device())?;
         let seeds = rng.below(usize::MAX, b).into_iter().map(|s| s as u64);
@@ -195,23 +197,17 @@ impl MarObjective {
 
     /// The draw with given randomness.
     pub fn draw_at(&self, batch: &LatentBatch, random: &MarRandomness) -> Result<MarDraw> {
-        let classes = self.training.class_num;
+        let labels = self.training.labels;
         let tokens = patchify(&batch.x, self.training.patch_size)?; // (B, L, C)
         let (b, l, c) = tokens.dims3()?;
         let k = self.training.diffusion_batch_mul;
         check_orders(&random.orders, b, l)?;
-        let mut y = batch.y.to_vec1::<u32>()?;
+        labels.check(batch)?;
         let seeds = random.dropout.as_ref().map_or(b, Vec::len);
-        if y.len() != b || random.dropped.len() != b || seeds != b {
+        if random.dropped.len() != b || seeds != b {
             return Err(Error::usage(format!(
-                "a batch of {b} samples came with {} labels, {} label drops and {seeds} dropout seeds",
-                y.len(),
+                "a batch of {b} samples came with {} label drops and {seeds} dropout seeds",
                 random.dropped.len()
-            )));
-        }
-        if let Some(label) = y.iter().find(|&&label| label > classes) {
-            return Err(Error::usage(format!(
-                "class {label} does not exist: the objective knows classes 0..{classes}"
             )));
         }
         if random.noise.dims() != [k, b, l, c] || random.t.len() != k * b * l {
@@ -222,10 +218,13 @@ impl MarObjective {
                 random.t.len()
             )));
         }
-        for (label, _) in y.iter_mut().zip(&random.dropped).filter(|(_, d)| **d) {
-            *label = classes;
+        if !(0.0..=1.0).contains(&random.mask_rate) {
+            return Err(Error::usage(format!(
+                "the mask rate of a draw must be in [0, 1], found {}",
+                random.mask_rate
+            )));
         }
-        // A rate that is not a number hides one token.
+        // A rate of 0, too, hides one token: there is no loss of none.
         let n = ((l as f64 * random.mask_rate).ceil() as usize).clamp(1, l);
         let device = batch.x.device();
         let mask = mask_of(&random.orders, n, device)?; // (B, L)
@@ -251,7 +250,7 @@ impl MarObjective {
             query: TokenQuery {
                 tokens,
                 mask,
-                y: Tensor::new(y, device)?,
+                y: labels.replaced(batch, &random.dropped)?.y,
                 dropout: random.dropout.clone(),
             },
             hidden,

@@ -9,9 +9,9 @@ use tinyfusion_core::{
     run, stream,
 };
 use tinyfusion_diffusion::{
-    CfgSchedule, DiffusionConfig, GaussianDiffusion, MarObjective, MarPrediction, MarTraining,
-    Objective, TokenNoise, TokenRng, TokenRows, TokenSampling, TokenStart, Variance, patchify,
-    sample_tokens, token_diffusion, unpatchify,
+    CfgSchedule, DiffusionConfig, GaussianDiffusion, LabelDrop, MarObjective, MarPrediction,
+    MarTraining, Objective, TokenNoise, TokenRng, TokenRows, TokenSampling, TokenStart, Variance,
+    patchify, sample_tokens, token_diffusion, unpatchify,
 };
 use tinyfusion_testing::{flat, max_diff};
 
@@ -52,12 +52,18 @@ impl TokenDenoiser for Toy {
 
 const CLASSES: u32 = 5;
 
+fn labels(probability: f64) -> LabelDrop {
+    LabelDrop {
+        num_classes: CLASSES,
+        probability,
+    }
+}
+
 fn training() -> MarTraining {
     MarTraining {
         patch_size: 1,
-        class_num: CLASSES,
+        labels: labels(0.3),
         mask_ratio_min: 0.5,
-        label_drop_prob: 0.3,
         diffusion_batch_mul: 3,
         dropout: true,
     }
@@ -323,11 +329,15 @@ fn settings_that_make_no_sense_are_usage_errors() {
             ..base
         },
         MarTraining {
-            label_drop_prob: -1.0,
+            labels: labels(-1.0),
             ..base
         },
         MarTraining {
             diffusion_batch_mul: 0,
+            ..base
+        },
+        MarTraining {
+            diffusion_batch_mul: MarTraining::MAX_BATCH_MUL + 1,
             ..base
         },
         MarTraining {
@@ -357,6 +367,17 @@ fn settings_that_make_no_sense_are_usage_errors() {
     };
     let objective = self::objective(base);
     assert!(Objective::<Toy>::draw(&objective, &strange, &mut rng(0)).is_err());
+    let mut random = objective.randomness(&batch(2), &mut rng(0)).unwrap();
+    for rate in [f64::NAN, -0.1, 1.1, f64::INFINITY] {
+        random.mask_rate = rate;
+        let draw = objective.draw_at(&batch(2), &random);
+        assert!(matches!(draw, Err(Error::Usage(_))), "{rate}");
+    }
+    for (rate, hidden) in [(0.0, 1), (1.0, 16)] {
+        random.mask_rate = rate;
+        let draw = objective.draw_at(&batch(2), &random).unwrap();
+        assert_eq!(draw.hidden.rows.len(), 2 * hidden, "{rate}");
+    }
     assert_eq!(
         "constant".parse::<CfgSchedule>().unwrap(),
         CfgSchedule::Constant

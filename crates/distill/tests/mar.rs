@@ -5,7 +5,6 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use tinyfusion_checkpoint::keep_blocks;
 use tinyfusion_core::{
     BlockLayout, Error, Group, LatentBatch, Result, Selection, StateDict, StepRng, stream,
 };
@@ -53,14 +52,9 @@ fn random_weights() -> StateDict {
 }
 
 fn objective(dropout: bool) -> MarObjective {
-    let c = config();
     let training = MarTraining {
-        patch_size: c.patch_size,
-        class_num: c.class_num as u32,
-        mask_ratio_min: c.mask_ratio_min,
-        label_drop_prob: c.label_drop_prob,
-        diffusion_batch_mul: c.diffusion_batch_mul,
         dropout,
+        ..config().training()
     };
     MarObjective::new(GaussianDiffusion::new(token_diffusion()).unwrap(), training).unwrap()
 }
@@ -85,15 +79,7 @@ fn selection() -> Selection {
 }
 
 fn student() -> (MarConfig, StateDict) {
-    let stages = config().split_kept(&selection().kept).unwrap();
-    let mut weights = random_weights();
-    for (name, kept) in MarConfig::STAGES.iter().zip(&stages) {
-        weights = keep_blocks(&weights, name, kept).unwrap();
-    }
-    (
-        config().with_depths(stages[0].len(), stages[1].len()),
-        weights,
-    )
+    config().keep(&random_weights(), &selection().kept).unwrap()
 }
 
 fn run_in(

@@ -3,7 +3,7 @@
 mod bounds;
 mod classifier;
 mod dit;
-pub mod mar;
+mod mar;
 mod presets;
 mod sit;
 

@@ -59,12 +59,8 @@ impl Fixture {
 
     fn objective(&self) -> MarObjective {
         let training = MarTraining {
-            patch_size: self.config.patch_size,
-            class_num: self.config.class_num as u32,
-            mask_ratio_min: self.config.mask_ratio_min,
-            label_drop_prob: self.config.label_drop_prob,
-            diffusion_batch_mul: self.config.diffusion_batch_mul,
             dropout: false,
+            ..self.config.training()
         };
         MarObjective::new(process(""), training).unwrap()
     }

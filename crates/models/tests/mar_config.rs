@@ -3,6 +3,7 @@
 
 use candle_core::Device;
 use tinyfusion_core::{Error, StateDict};
+use tinyfusion_diffusion::{MarTraining, Respacing};
 use tinyfusion_models::{Mar, MarConfig};
 
 /// Pixel patches as tokens: 3×3 of 2·2·3 values.
@@ -46,7 +47,7 @@ fn kept_blocks_are_split_by_stage() {
 #[test]
 fn misfits_are_usage_errors_that_name_the_field() {
     type Change = fn(&mut MarConfig);
-    let changes: [(&str, Change); 13] = [
+    let changes: [(&str, Change); 17] = [
         ("patch_size", |c| c.patch_size = 4),
         ("vae_stride", |c| c.vae_stride = 5),
         ("encoder_num_heads", |c| c.encoder_num_heads = 5),
@@ -60,6 +61,18 @@ fn misfits_are_usage_errors_that_name_the_field() {
         ("mlp_ratio", |c| c.mlp_ratio = 1e300),
         ("depth", |c| c.decoder_depth = 4097),
         ("diffloss_d", |c| c.diffloss_d = 4097),
+        ("diffusion_batch_mul is 1025", |c| {
+            c.diffusion_batch_mul = MarTraining::MAX_BATCH_MUL + 1;
+        }),
+        ("num_sampling_steps", |c| {
+            c.num_sampling_steps = "many".into()
+        }),
+        ("num_sampling_steps", |c| {
+            c.num_sampling_steps = "1001".into()
+        }),
+        ("num_sampling_steps", |c| {
+            c.num_sampling_steps = "ddim999".into()
+        }),
     ];
     for (field, change) in changes {
         let mut bad = config();
@@ -71,6 +84,24 @@ fn misfits_are_usage_errors_that_name_the_field() {
     }
     let wrong = serde_json::from_str::<MarConfig>("{\"encoder_dim\": 3}").unwrap_err();
     assert!(wrong.to_string().contains("encoder_dim"));
+}
+
+#[test]
+fn what_training_and_sampling_read_is_in_the_config() {
+    let c = config();
+    let training = c.training();
+    assert_eq!(training.labels.num_classes, 4);
+    assert_eq!(training.labels.probability, c.label_drop_prob);
+    assert_eq!(training.diffusion_batch_mul, 2);
+    assert!(training.dropout && !training.held_out().dropout);
+    let calm = MarConfig {
+        attn_dropout: 0.0,
+        proj_dropout: 0.0,
+        num_sampling_steps: "ddim50".into(),
+        ..config()
+    };
+    assert!(!calm.training().dropout);
+    assert_eq!(calm.sampling_steps().unwrap(), Respacing::Ddim(50));
 }
 
 #[test]
@@ -113,6 +144,12 @@ fn sizes_out_of_bounds_are_usage_errors_that_name_the_field() {
     // In bounds one by one, absurd together.
     let big = 1 << 20;
     for hostile in [
+        MarConfig {
+            img_size: 512,
+            patch_size: 1,
+            diffusion_batch_mul: 1024,
+            ..config()
+        },
         MarConfig {
             img_size: big,
             patch_size: 1,

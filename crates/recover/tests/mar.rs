@@ -4,7 +4,7 @@
 
 use candle_core::{Device, Tensor};
 use tinyfusion_core::{Error, LatentBatch, Result, StateDict, StepRng, stream};
-use tinyfusion_diffusion::{GaussianDiffusion, MarObjective, MarTraining, token_diffusion};
+use tinyfusion_diffusion::{GaussianDiffusion, MarObjective, token_diffusion};
 use tinyfusion_models::{Mar, MarConfig};
 use tinyfusion_recover::{
     Blend, DeltaW, LearnConfig, Learned, LoraLayers, RunContext, Teacher, learn,
@@ -45,15 +45,8 @@ fn weights() -> StateDict {
 }
 
 fn objective() -> MarObjective {
-    let c = config();
-    let training = MarTraining {
-        patch_size: c.patch_size,
-        class_num: c.class_num as u32,
-        mask_ratio_min: c.mask_ratio_min,
-        label_drop_prob: c.label_drop_prob,
-        diffusion_batch_mul: c.diffusion_batch_mul,
-        dropout: true,
-    };
+    let training = config().training();
+    assert!(training.dropout);
     MarObjective::new(GaussianDiffusion::new(token_diffusion()).unwrap(), training).unwrap()
 }
 

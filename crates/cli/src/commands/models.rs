@@ -1,7 +1,7 @@
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tinyfusion::models::{DiTConfig, MarConfig, Preset, SiTConfig, mar, presets};
+use tinyfusion::models::{DiTConfig, MarConfig, Preset, SiTConfig, presets};
 
 use crate::output::say;
 
@@ -31,7 +31,7 @@ fn rows() -> Result<Vec<Row>> {
     let sits = SiTConfig::presets();
     let dits = dits.iter().map(|p| of_dit(p, &p.config));
     let sits = sits.iter().map(|p| of_dit(p, &p.config.0));
-    let mars = mar::presets();
+    let mars = MarConfig::presets();
     let mars = mars.iter().map(|p| of_mar(&p.name, &p.config));
     dits.chain(sits).chain(mars).collect()
 }

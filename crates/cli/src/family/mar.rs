@@ -1,8 +1,7 @@
 use anyhow::Result;
 use candle_core::Device;
-use tinyfusion::checkpoint::keep_blocks;
 use tinyfusion::core::{BlockLayout, ParamSpec, StateDict};
-use tinyfusion::diffusion::{GaussianDiffusion, MarObjective, MarTraining, token_diffusion};
+use tinyfusion::diffusion::{GaussianDiffusion, MarObjective, token_diffusion};
 use tinyfusion::models::{Mar, MarConfig};
 
 use super::{Family, Model, Samples};
@@ -65,14 +64,7 @@ impl Family for MaskedAutoregressive {
         weights: &StateDict,
         kept: &[usize],
     ) -> tinyfusion::core::Result<(MarConfig, StateDict)> {
-        let stages = config.split_kept(kept)?;
-        let [encoder, decoder] = &stages;
-        let config = config.with_depths(encoder.len(), decoder.len());
-        let mut weights = weights.clone();
-        for (prefix, kept) in MarConfig::STAGES.iter().zip(&stages) {
-            weights = keep_blocks(&weights, prefix, kept)?;
-        }
-        Ok((config, weights))
+        config.keep(weights, kept)
     }
 
     fn network(
@@ -93,19 +85,10 @@ impl Family for MaskedAutoregressive {
         (): &(),
         held_out: bool,
     ) -> tinyfusion::core::Result<MarObjective> {
-        let training = MarTraining {
-            patch_size: config.patch_size,
-            class_num: config.class_num as u32,
-            mask_ratio_min: config.mask_ratio_min,
-            label_drop_prob: config.label_drop_prob,
-            diffusion_batch_mul: config.diffusion_batch_mul,
-            dropout: config.attn_dropout > 0.0 || config.proj_dropout > 0.0,
-        };
-        let training = if held_out {
-            training.held_out()
-        } else {
-            training
-        };
+        let mut training = config.training();
+        if held_out {
+            training = training.held_out();
+        }
         MarObjective::new(GaussianDiffusion::new(token_diffusion())?, training)
     }
 

@@ -1,8 +1,12 @@
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
+use tinyfusion_checkpoint::keep_blocks;
 use tinyfusion_core::{Error, ParamSpec, Result, StateDict, StepRng, stream};
+use tinyfusion_diffusion::{LabelDrop, MarTraining, Respacing, token_diffusion};
 
+use crate::Preset;
 use crate::bounds::{check_sizes, check_values};
+use crate::presets::find;
 
 /// The sizes of a MAR and the settings of its training and sampling, under the names of the official constructor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,7 +52,7 @@ pub struct MarConfig {
     pub diffloss_w: usize,
     /// Steps of the per-token diffusion in sampling, as a respacing of its 1000 steps: `"100"` or `"ddim50"`.
     pub num_sampling_steps: String,
-    /// Times and noises per token and training step.
+    /// Times and noises per token and training step, at most 1024.
     pub diffusion_batch_mul: usize,
 }
 
@@ -91,12 +95,53 @@ pub(super) struct Stage {
     pub(super) hidden: usize,
 }
 
+/// (name, width, depth and heads of each stage, depth and width of the denoiser): Li et al. 2024, §4 and the official
+/// training commands.
+const SIZES: [(&str, usize, usize, usize, usize, usize); 3] = [
+    ("MAR-B", 768, 12, 12, 6, 1024),
+    ("MAR-L", 1024, 16, 16, 8, 1280),
+    ("MAR-H", 1280, 20, 16, 12, 1536),
+];
+
+/// Most values of noise per sample and training step: 1 GiB in f32, sixteen thousand times MAR-L's.
+const MAX_NOISE: u128 = 1 << 28;
+
 /// Width of the sinusoidal features of the denoiser's time.
 const FREQUENCIES: usize = 256;
 
 impl MarConfig {
     /// What the keys of the blocks start with, stage by stage.
     pub const STAGES: [&'static str; 2] = ["encoder_blocks", "decoder_blocks"];
+
+    /// Every published size, smallest first, and TinyMAR-D16: MAR-L cut to half its depth (TinyFusion, table 4).
+    pub fn presets() -> Vec<Preset<Self>> {
+        let published = SIZES.map(
+            |(name, width, depth, heads, diffloss_d, diffloss_w)| Preset {
+                name: name.into(),
+                config: Self {
+                    encoder_embed_dim: width,
+                    encoder_depth: depth,
+                    encoder_num_heads: heads,
+                    decoder_embed_dim: width,
+                    decoder_depth: depth,
+                    decoder_num_heads: heads,
+                    diffloss_d,
+                    diffloss_w,
+                    ..Self::default()
+                },
+            },
+        );
+        let shallow = Preset {
+            name: "MAR-D16".into(),
+            config: Self::default().with_depths(8, 8),
+        };
+        published.into_iter().chain([shallow]).collect()
+    }
+
+    /// The preset called `name` (case does not matter).
+    pub fn preset(name: &str) -> Result<Self> {
+        find(Self::presets(), name)
+    }
 
     /// Checks that every size is in bounds and that they fit together; after that [`params`](Self::params)
     /// is a short list without overflow.
@@ -121,7 +166,6 @@ impl MarConfig {
                 ("buffer_size", self.buffer_size),
                 ("diffloss_d", self.diffloss_d),
                 ("diffloss_w", self.diffloss_w),
-                ("diffusion_batch_mul", self.diffusion_batch_mul),
                 // A ratio that is negative or not a number gives 0, an infinite one usize::MAX.
                 ("encoder_embed_dim times mlp_ratio", self.stage(0).hidden),
                 ("decoder_embed_dim times mlp_ratio", self.stage(1).hidden),
@@ -129,6 +173,12 @@ impl MarConfig {
         )?;
         // The denoiser's depth lists tensors, too.
         check_sizes("MAR config: diffloss_d", self.diffloss_d, &[])?;
+        let (noises, most) = (self.diffusion_batch_mul, MarTraining::MAX_BATCH_MUL);
+        if !(1..=most).contains(&noises) {
+            return fail(format!(
+                "diffusion_batch_mul is {noises}; it must be in 1..={most}"
+            ));
+        }
         let token = self.vae_stride * self.patch_size;
         if !self.img_size.is_multiple_of(token) {
             return fail(format!(
@@ -161,7 +211,41 @@ impl MarConfig {
                 return fail(format!("{name} {value} is not in [0, 1)"));
             }
         }
-        check_values(WHAT, &self.params())
+        self.sampling_steps()?;
+        check_values(WHAT, &self.params())?;
+        let noise = (noises as u128)
+            .saturating_mul(self.seq_len() as u128)
+            .saturating_mul(self.token_embed_dim() as u128);
+        if noise > MAX_NOISE {
+            return fail(format!(
+                "diffusion_batch_mul {noises} asks for {noise} values of noise per sample; at most {MAX_NOISE} are allowed"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The steps of the per-token diffusion that [`num_sampling_steps`](Self::num_sampling_steps) names.
+    pub fn sampling_steps(&self) -> Result<Respacing> {
+        let steps = || {
+            let steps: Respacing = self.num_sampling_steps.parse()?;
+            steps.timesteps(token_diffusion().steps)?; // there are as many
+            Ok(steps)
+        };
+        steps().map_err(|e: Error| Error::usage(format!("MAR config: num_sampling_steps: {e}")))
+    }
+
+    /// The training problem, of a config that passes [`validate`](Self::validate).
+    pub fn training(&self) -> MarTraining {
+        MarTraining {
+            patch_size: self.patch_size,
+            labels: LabelDrop {
+                num_classes: self.class_num as u32,
+                probability: self.label_drop_prob,
+            },
+            mask_ratio_min: self.mask_ratio_min,
+            diffusion_batch_mul: self.diffusion_batch_mul,
+            dropout: self.attn_dropout > 0.0 || self.proj_dropout > 0.0,
+        }
     }
 
     /// Tokens along one side, of a config that passes [`validate`](Self::validate).
@@ -242,6 +326,17 @@ impl MarConfig {
         Ok([encoder, decoder])
     }
 
+    /// The network cut to its blocks `kept`, numbered over both stages: its sizes and its part of `weights`.
+    pub fn keep(&self, weights: &StateDict, kept: &[usize]) -> Result<(Self, StateDict)> {
+        let stages = self.split_kept(kept)?;
+        let mut weights = weights.clone();
+        for (name, kept) in Self::STAGES.iter().zip(&stages) {
+            weights = keep_blocks(&weights, name, kept)?;
+        }
+        let [encoder, decoder] = stages.map(|kept| kept.len());
+        Ok((self.with_depths(encoder, decoder), weights))
+    }
+
     /// Every tensor of the checkpoint, by name and shape, of a config that passes
     /// [`validate`](Self::validate).
     ///
@@ -297,8 +392,7 @@ impl MarConfig {
     }
 
     /// Whether `name` is a fixed table rather than a trained weight: MAR has none, its positions are learned.
-    pub fn is_fixed(name: &str) -> bool {
-        let _ = name;
+    pub fn is_fixed(_name: &str) -> bool {
         false
     }
 
@@ -369,48 +463,6 @@ impl List {
     }
 }
 
-/// A published size.
-#[derive(Debug, Clone)]
-pub struct MarPreset {
-    /// Its name, for example `MAR-L`.
-    pub name: String,
-    /// Its sizes, on 256×256 ImageNet latents (16×16×16).
-    pub config: MarConfig,
-}
-
-/// (name, width, depth and heads of each stage, depth and width of the denoiser): Li et al. 2024, §4 and the official
-/// training commands.
-const SIZES: [(&str, usize, usize, usize, usize, usize); 3] = [
-    ("MAR-B", 768, 12, 12, 6, 1024),
-    ("MAR-L", 1024, 16, 16, 8, 1280),
-    ("MAR-H", 1280, 20, 16, 12, 1536),
-];
-
-/// Every published MAR, smallest first, and TinyMAR-D16: MAR-L cut to half its depth (TinyFusion, table 4).
-pub fn presets() -> Vec<MarPreset> {
-    let published = SIZES.map(
-        |(name, width, depth, heads, diffloss_d, diffloss_w)| MarPreset {
-            name: name.into(),
-            config: MarConfig {
-                encoder_embed_dim: width,
-                encoder_depth: depth,
-                encoder_num_heads: heads,
-                decoder_embed_dim: width,
-                decoder_depth: depth,
-                decoder_num_heads: heads,
-                diffloss_d,
-                diffloss_w,
-                ..MarConfig::default()
-            },
-        },
-    );
-    let shallow = MarPreset {
-        name: "MAR-D16".into(),
-        config: MarConfig::default().with_depths(8, 8),
-    };
-    published.into_iter().chain([shallow]).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -419,8 +471,10 @@ mod tests {
     fn parameter_counts_are_the_published_ones() {
         // Millions, as printed in the MAR and TinyFusion papers.
         let published = [208.0, 479.0, 943.0, 277.0];
-        for (preset, millions) in presets().iter().zip(published) {
+        for (preset, millions) in MarConfig::presets().iter().zip(published) {
             preset.config.validate().unwrap();
+            let found = MarConfig::preset(&preset.name.to_lowercase()).unwrap();
+            assert_eq!(found, preset.config);
             let found = preset.config.parameters() as f64 / 1e6;
             assert!(
                 (found - millions).abs() < 1.0,

@@ -3,7 +3,7 @@
 mod block;
 mod config;
 
-pub use config::{MarConfig, MarPreset, presets};
+pub use config::MarConfig;
 
 use block::{Block, BlockDropout, TokenMlp};
 use candle_core::Tensor;

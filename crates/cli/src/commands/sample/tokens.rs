@@ -1,7 +1,6 @@
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value, json};
-use tinyfusion::core::Error;
 use tinyfusion::diffusion::{
     CfgSchedule, DiffusionConfig, GaussianDiffusion, Respacing, TokenRng, TokenSampling,
     TokenStart, sample_tokens, token_diffusion, unpatchify,
@@ -83,11 +82,7 @@ impl<'a> TokenDrawing<'a> {
         let respacing = match (&settings.respacing, settings.steps) {
             (Some(respacing), _) => respacing.clone(),
             (None, Some(steps)) => Respacing::Sections(vec![steps]),
-            (None, None) => model
-                .config
-                .num_sampling_steps
-                .parse()
-                .map_err(|e| Error::file(&model.path, format!("num_sampling_steps: {e}")))?,
+            (None, None) => model.config.sampling_steps()?,
         };
         Ok(Self {
             net: model.network()?,
