@@ -65,13 +65,13 @@ fn misfits_are_usage_errors_that_name_the_field() {
             c.diffusion_batch_mul = MarTraining::MAX_BATCH_MUL + 1;
         }),
         ("num_sampling_steps", |c| {
-            c.num_sampling_steps = "many".into()
+            c.num_sampling_steps = "many".into();
         }),
         ("num_sampling_steps", |c| {
-            c.num_sampling_steps = "1001".into()
+            c.num_sampling_steps = "1001".into();
         }),
         ("num_sampling_steps", |c| {
-            c.num_sampling_steps = "ddim999".into()
+            c.num_sampling_steps = "ddim999".into();
         }),
     ];
     for (field, change) in changes {
