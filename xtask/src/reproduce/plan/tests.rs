@@ -56,7 +56,7 @@ fn the_parts_of_table_2_plan_what_it_compares() {
         let (line, mar) = (control.args.join(" "), part.name.ends_with("mar"));
         let counted = if mar { "--iterations" } else { "--steps" };
         assert!(line.contains(&format!(" {counted} {fewer} ")), "{line}");
-        assert_eq!(line.contains("--steps 25"), mar, "{line}");
+        assert_eq!(line.contains("--respacing ddim25"), mar, "{line}");
         let seconds: f64 = plan.stages.iter().map(|s| s.seconds).sum();
         assert!(seconds <= 400.0, "{}: {seconds} s are expected", part.name);
     }
