@@ -116,7 +116,7 @@ impl Options {
             // Without the last timestep, where the cosine schedule leaves no signal: a small denoiser's error there is
             // multiplied by 2·10⁴.
             num_sampling_steps: "ddim25".into(),
-            // Four, as published, learn a little more from a step and take half as long again.
+            // Four, as published, double the denoiser's work.
             diffusion_batch_mul: 2,
             ..MarConfig::default()
         }
