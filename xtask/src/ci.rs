@@ -40,7 +40,8 @@ impl Check {
     }
 }
 
-/// The checks. All of them use the release profile, so that the dependencies are built once.
+/// The checks. All but one use the release profile, so that the dependencies are built once; that one builds candle again,
+/// which takes some minutes the first time.
 fn checks(nextest: bool) -> Vec<Check> {
     let tests: &[&str] = if nextest {
         &["nextest", "run", "--release", "--workspace"]
@@ -67,6 +68,8 @@ fn checks(nextest: bool) -> Vec<Check> {
             "warnings",
         ]),
         Check::cargo(tests),
+        // The kernels are where `unsafe` is: there once more with every assertion on.
+        Check::cargo(&["test", "--profile", "checked", "-p", "tinyfusion-nn"]),
         Check::cargo(&["test", "--release", "--workspace", "--doc"]),
         Check::Cargo {
             args: vec!["doc", "--release", "--workspace", "--no-deps"],
@@ -121,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_is_checked_in_order_and_in_release() {
+    fn everything_is_checked_in_order_and_optimised() {
         for nextest in [true, false] {
             let lines: Vec<String> = checks(nextest).iter().map(Check::line).collect();
             let order = [
@@ -129,6 +132,7 @@ mod tests {
                 "layers",
                 "clippy",
                 "--workspace",
+                "--profile checked -p tinyfusion-nn",
                 "--doc",
                 "cargo doc",
                 "reproduce --preset smoke",
@@ -137,7 +141,7 @@ mod tests {
             for (line, part) in lines.iter().zip(order) {
                 assert!(line.contains(part), "{line}");
                 let builds = line.starts_with("cargo ") || line.starts_with("RUSTDOCFLAGS");
-                let own = line.contains("fmt") || line.contains("xtask");
+                let own = ["fmt", "xtask", "checked"].iter().any(|w| line.contains(w));
                 assert!(own || (builds && line.contains("--release")), "{line}");
             }
             assert!(lines[2].ends_with("-- -D warnings"));
@@ -146,7 +150,7 @@ mod tests {
             } else {
                 "--lib --bins --tests"
             }));
-            assert!(lines[5].starts_with("RUSTDOCFLAGS=\"-D warnings\" "));
+            assert!(lines[6].starts_with("RUSTDOCFLAGS=\"-D warnings\" "));
         }
     }
 }
