@@ -429,8 +429,18 @@ fn every_command_explains_itself() {
     let place = Place::new();
     let all = place.ok("--help");
     for command in [
-        "models", "inspect", "pretrain", "learn", "score", "cut", "distill", "loss", "sample",
-        "evaluate", "bench",
+        "models",
+        "inspect",
+        "pretrain",
+        "learn",
+        "score",
+        "cut",
+        "distill",
+        "loss",
+        "activations",
+        "sample",
+        "evaluate",
+        "bench",
     ] {
         assert!(all.contains(command), "{all}");
         let help = place.ok(&format!("{command} --help"));

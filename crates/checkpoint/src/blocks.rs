@@ -52,6 +52,11 @@ pub fn keep_blocks(tensors: &StateDict, prefix: &str, kept: &[usize]) -> Result<
         .collect())
 }
 
+/// The block of the stack called `prefix` that the tensor `name` belongs to, if it belongs to one.
+pub fn block_of(name: &str, prefix: &str) -> Option<usize> {
+    split(name, prefix).map(|(block, _)| block)
+}
+
 /// Block index and inner key of `prefix.index.key`.
 fn split<'a>(name: &'a str, prefix: &str) -> Option<(usize, &'a str)> {
     let (index, rest) = name

@@ -13,7 +13,7 @@ mod root;
 mod save;
 
 pub use atomic::{remove_partials, write_atomic};
-pub use blocks::keep_blocks;
+pub use blocks::{block_of, keep_blocks};
 pub use dtype::DTypePolicy;
 pub use hash::sha256_file;
 pub use inspect::{Inspection, TensorEntry, inspect};

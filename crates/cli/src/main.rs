@@ -7,6 +7,7 @@ mod family;
 mod model;
 mod output;
 mod resources;
+mod selection_file;
 mod settings;
 mod training_data;
 

@@ -115,6 +115,13 @@ pub(crate) struct FitOptions {
 }
 
 impl FitOptions {
+    pub(crate) fn with_seed(seed: Option<u64>) -> Self {
+        Self {
+            seed,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn seed(&self) -> u64 {
         self.seed.unwrap_or(0)
     }

@@ -5,8 +5,10 @@ use anyhow::Result;
 use tinyfusion::core::{Error, LatentBatch};
 use tinyfusion::data::shapes::{Shapes, ShapesConfig, Split};
 use tinyfusion::data::{Augment, ImageFolder, Loader, PackedLatents, Source};
+use tinyfusion::train::{Progress, Stop};
 
 use crate::family::{Family, Model};
+use crate::output::progress_bar;
 
 /// Seed of the image set `shapes`: one set, whatever the seed of a run.
 pub(crate) const SHAPES_SEED: u64 = 0;
@@ -59,6 +61,33 @@ impl DataOptions {
         Ok(source)
     }
 
+    /// The first `images` of the held-out part, under a progress bar called `what`; fewer where there are fewer.
+    pub(crate) fn held_out<'a, F: Family>(
+        &self,
+        model: &Model<F>,
+        images: u64,
+        what: &str,
+        stop: &'a Stop,
+    ) -> Result<HeldOut<'a>> {
+        if !(2..=MOST_IMAGES).contains(&images) {
+            return Err(Error::usage(format!("images must be from 2 to {MOST_IMAGES}")).into());
+        }
+        let source = self.open(model, Split::HeldOut)?;
+        let count = source.len().map_or(images, |n| n.min(images));
+        if count < images {
+            tracing::warn!(
+                "{} has {count} images, fewer than the {images} asked for",
+                self.name()
+            );
+        }
+        Ok(HeldOut {
+            source,
+            count,
+            progress: progress_bar(what, count),
+            stop,
+        })
+    }
+
     /// The clean batch of every step.
     pub(crate) fn batches<F: Family>(
         &self,
@@ -69,5 +98,37 @@ impl DataOptions {
     ) -> Result<impl FnMut(u64) -> tinyfusion::core::Result<LatentBatch> + Send + use<F>> {
         let mut loader = Loader::new(self.open(model, split)?, seed, batch_size)?;
         Ok(move |step| loader.batch(step))
+    }
+}
+
+/// Held-out images, read in order.
+pub(crate) struct HeldOut<'a> {
+    source: Arc<dyn Source>,
+    /// How many there are.
+    pub(crate) count: u64,
+    progress: Progress,
+    stop: &'a Stop,
+}
+
+impl HeldOut<'_> {
+    const BATCH: u64 = 128;
+
+    /// The batches; a request to stop ends them with an error.
+    pub(crate) fn batches(
+        &self,
+    ) -> impl Iterator<Item = tinyfusion::core::Result<LatentBatch>> + '_ {
+        (0..self.count).step_by(Self::BATCH as usize).map(|start| {
+            if self.stop.requested() {
+                return Err(Error::Stopped);
+            }
+            self.progress.set(start, String::new());
+            let end = (start + Self::BATCH).min(self.count);
+            self.source.batch(&(start..end).collect::<Vec<_>>())
+        })
+    }
+
+    /// All were read.
+    pub(crate) fn finish(&self) {
+        self.progress.finish();
     }
 }

@@ -147,6 +147,21 @@ impl<S: BlockStack<Input = LatentQuery>> Objective<S> for DenoisingObjective {
         self.query(draw)
     }
 
+    /// x_0, and as in the public code a timestep below the 250 of its sampler: t/1000 of the way through them.
+    fn noise_free(&self, draw: &DenoisingDraw) -> Result<LatentQuery> {
+        const SAMPLING_STEPS: u64 = 250;
+        let chain = self.diffusion.num_timesteps() as u64;
+        let t = draw
+            .t
+            .iter()
+            .map(|&t| (u64::from(t) * SAMPLING_STEPS / chain) as f32);
+        Ok(LatentQuery {
+            x: draw.x_start.clone(),
+            t: Tensor::from_iter(t, draw.x_start.device())?, // (B,)
+            y: draw.y.clone(),
+        })
+    }
+
     fn predict(&self, _net: &S, output: Tensor, _draw: &DenoisingDraw) -> Result<Tensor> {
         Ok(output)
     }

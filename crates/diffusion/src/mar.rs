@@ -390,6 +390,11 @@ impl<S: TokenDenoiser> Objective<S> for MarObjective {
         Ok(draw.query.clone())
     }
 
+    /// The stack sees tokens that are hidden or clean; only the small denoiser sees noise.
+    fn noise_free(&self, draw: &MarDraw) -> Result<TokenQuery> {
+        Ok(draw.query.clone())
+    }
+
     fn predict(&self, net: &S, output: Tensor, draw: &MarDraw) -> Result<MarPrediction> {
         self.prediction(net, &output, draw)
     }

@@ -32,6 +32,9 @@ pub trait Objective<S: BlockStack> {
     fn rows(&self, draw: &Self::Draw, start: usize, len: usize) -> Result<Self::Draw>;
     /// What the network is asked.
     fn input(&self, draw: &Self::Draw) -> Result<S::Input>;
+    /// What the network would be asked of the same samples without noise, out of what it was trained on: for a criterion
+    /// of the reference code. The same as [`input`](Self::input) where the network sees no noise.
+    fn noise_free(&self, draw: &Self::Draw) -> Result<S::Input>;
     /// From the output of the stack's head to the prediction; the identity for DiT.
     fn predict(&self, net: &S, output: Tensor, draw: &Self::Draw) -> Result<Self::Prediction>;
     /// The training loss per sample, (B,) f32.

@@ -227,6 +227,9 @@ impl Objective<ToyTokens> for HiddenTokens {
     fn input(&self, draw: &TokenDraw) -> Result<TokenQuery> {
         Ok(draw.query.clone())
     }
+    fn noise_free(&self, draw: &TokenDraw) -> Result<TokenQuery> {
+        Ok(draw.query.clone())
+    }
     fn predict(&self, net: &ToyTokens, output: Tensor, draw: &TokenDraw) -> Result<Tensor> {
         // Stands for the per-token denoiser, which lives in the model.
         assert_eq!(net.layout().stage_depths().len(), 2);

@@ -1,6 +1,8 @@
 use serde::{Deserialize, Serialize};
-use tinyfusion_core::{BlockStack, Error, Plan, Result, StepRng, run, stream};
+use tinyfusion_core::{BlockStack, Plan, Result, StepRng, run, stream};
 use tinyfusion_diffusion::Objective;
+
+use crate::running::Running;
 
 /// A mean loss over held-out samples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -30,28 +32,26 @@ pub fn held_out_loss<S: BlockStack, O: Objective<S>>(
     batches: impl IntoIterator<Item = Result<O::Batch>>,
     seed: u64,
 ) -> Result<LossEstimate> {
-    // Welford's running mean and sum of squares, in f64.
-    let (mut n, mut mean, mut squares) = (0u64, 0f64, 0f64);
+    let mut losses = Running::default();
     for (k, batch) in (0u64..).zip(batches) {
         let draw = objective.draw(&batch?, &mut StepRng::new(seed, k, stream::HELD_OUT))?;
-        let output = run(net, &objective.input(&draw)?, plan)?.output;
-        let losses = objective.loss(&objective.predict(net, output, &draw)?, &draw)?; // (B,)
-        for loss in losses.to_vec1::<f32>()? {
-            n += 1;
-            let off = f64::from(loss) - mean;
-            mean += off / n as f64;
-            squares += off * (f64::from(loss) - mean);
-        }
+        losses.extend(sample_losses(net, plan, objective, &draw)?);
     }
-    if n < 2 {
-        return Err(Error::usage(format!(
-            "a held-out loss needs at least 2 samples, found {n}"
-        )));
-    }
-    let variance = squares / (n - 1) as f64;
-    Ok(LossEstimate {
-        loss: mean,
-        standard_error: (variance / n as f64).sqrt(),
-        images: n,
-    })
+    losses.estimate("a held-out loss")
+}
+
+/// The loss of every sample of a draw.
+pub(crate) fn sample_losses<S: BlockStack, O: Objective<S>>(
+    net: &S,
+    plan: &Plan,
+    objective: &O,
+    draw: &O::Draw,
+) -> Result<Vec<f64>> {
+    let output = run(net, &objective.input(draw)?, plan)?.output;
+    let losses = objective.loss(&objective.predict(net, output, draw)?, draw)?; // (B,)
+    Ok(losses
+        .to_vec1::<f32>()?
+        .into_iter()
+        .map(f64::from)
+        .collect())
 }

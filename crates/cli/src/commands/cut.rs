@@ -5,10 +5,10 @@ use tinyfusion::checkpoint::{DTypePolicy, Provenance};
 use tinyfusion::core::{BlockLayout, Error, Selection};
 use tinyfusion::mask::Pattern;
 
-use super::score::{read_selection_for, save_selection};
 use crate::family::{Architecture, Family, Model, save, with_family};
 use crate::output::say;
 use crate::resources::Resources;
+use crate::selection_file::{read_selection_for, save_selection};
 
 /// Keep some blocks for good: writes a shallower model directory.
 ///

@@ -11,10 +11,10 @@ use tinyfusion::distill::{
 };
 use tinyfusion::train::{FitConfig, LrSchedule, RunDir, Stop};
 
-use super::score::{SELECTION_FILE, check_layout, read_selection, save_selection};
 use crate::family::{Architecture, Dit, Family, Model, with_family};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
+use crate::selection_file::{SELECTION_FILE, check_layout, read_selection, save_selection};
 use crate::settings::{ExportOptions, FitOptions, defaults_text, finite};
 use crate::training_data::DataOptions;
 

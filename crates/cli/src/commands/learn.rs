@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -8,10 +8,10 @@ use tinyfusion::mask::{Linear, Pattern};
 use tinyfusion::recover::{Blend, DeltaW, LearnConfig, LoraLayers, RunContext, Teacher, learn};
 use tinyfusion::train::{FitConfig, RunDir, Stop};
 
-use super::score::write_selection;
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::output::progress_bar;
 use crate::resources::Resources;
+use crate::selection_file::write_selection;
 use crate::settings::{FitOptions, defaults_text, finite};
 use crate::training_data::DataOptions;
 
@@ -29,6 +29,28 @@ pub(crate) struct Args {
     out: PathBuf,
     #[command(flatten)]
     options: Options,
+}
+
+impl Args {
+    /// The defaults but for what other commands offer too.
+    pub(crate) fn with_defaults(
+        model: &Path,
+        out: &Path,
+        pattern: Option<Pattern>,
+        data: DataOptions,
+        seed: Option<u64>,
+    ) -> Self {
+        Self {
+            model: model.to_path_buf(),
+            out: out.to_path_buf(),
+            options: Options {
+                pattern,
+                data,
+                fit: FitOptions::with_seed(seed),
+                ..Options::default()
+            },
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]

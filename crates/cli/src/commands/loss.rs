@@ -3,15 +3,14 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 use tinyfusion::checkpoint::write_atomic;
-use tinyfusion::core::{Error, Plan};
-use tinyfusion::data::shapes::Split;
+use tinyfusion::core::Plan;
 use tinyfusion::recover::held_out_loss;
 use tinyfusion::train::Stop;
 
-use super::score::read_selection_for;
 use crate::family::{Architecture, Family, Model, with_family};
-use crate::output::{progress_bar, say};
-use crate::training_data::{DataOptions, MOST_IMAGES};
+use crate::output::say;
+use crate::selection_file::read_selection_for;
+use crate::training_data::DataOptions;
 
 /// The denoising loss on held-out images, with fixed timesteps and noise.
 ///
@@ -44,10 +43,6 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 }
 
 fn judge<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
-    const BATCH: usize = 128;
-    if !(2..=MOST_IMAGES).contains(&args.images) {
-        return Err(Error::usage(format!("images must be from 2 to {MOST_IMAGES}")).into());
-    }
     let model = Model::<F>::load(&args.model)?;
     let depth = model.depth();
     let selection = match &args.selection {
@@ -58,31 +53,15 @@ fn judge<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         None => Plan::full(depth),
         Some(selection) => Plan::keep(depth, &selection.kept),
     };
-    let source = args.data.open(&model, Split::HeldOut)?;
-    let count = source.len().map_or(args.images, |n| n.min(args.images));
-    if count < args.images {
-        tracing::warn!(
-            "{} has {count} images, fewer than the {} asked for",
-            args.data.name(),
-            args.images
-        );
-    }
-    let progress = progress_bar("loss", count);
-    let batches = (0..count).step_by(BATCH).map(|start| {
-        if stop.requested() {
-            return Err(Error::Stopped);
-        }
-        progress.set(start, String::new());
-        source.batch(&(start..(start + BATCH as u64).min(count)).collect::<Vec<_>>())
-    });
+    let images = args.data.held_out(&model, args.images, "loss", stop)?;
     let estimate = held_out_loss(
         &model.network()?,
         &plan,
         &F::objective(&model.config, &model.process, true)?,
-        batches,
+        images.batches(),
         args.seed,
     )?;
-    progress.finish();
+    images.finish();
     let report = json!({
         "loss": estimate.loss,
         "standard_error": estimate.standard_error,

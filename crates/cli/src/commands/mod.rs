@@ -1,3 +1,4 @@
+mod activations;
 mod bench;
 mod cut;
 mod distill;
@@ -35,6 +36,7 @@ pub(crate) enum Command {
     Cut(cut::Args),
     Distill(distill::Args),
     Loss(loss::Args),
+    Activations(activations::Args),
     Sample(sample::Args),
     Evaluate(evaluate::Args),
     Bench(bench::Args),
@@ -47,10 +49,11 @@ impl Command {
             Self::Inspect(args) => inspect::run(args),
             Self::Pretrain(args) => pretrain::run(args, stop),
             Self::Learn(args) => learn::run(args, stop),
-            Self::Score(args) => score::run(args),
+            Self::Score(args) => score::run(args, stop),
             Self::Cut(args) => cut::run(args),
             Self::Distill(args) => distill::run(args, stop),
             Self::Loss(args) => loss::run(args, stop),
+            Self::Activations(args) => activations::run(args, stop),
             Self::Sample(args) => sample::run(args, stop),
             Self::Evaluate(args) => evaluate::run(args, stop),
             Self::Bench(args) => bench::run(args),

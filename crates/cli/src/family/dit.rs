@@ -14,6 +14,7 @@ pub(crate) struct Dit;
 impl Family for Dit {
     const NAME: &'static str = "DiT";
     const PROCESS: Option<&'static str> = Some("diffusion");
+    const STAGES: &'static [&'static str] = &["blocks"];
     const BETA: f64 = 1e-2;
     type Config = DiTConfig;
     type Process = DiffusionConfig;

@@ -13,6 +13,7 @@ pub(crate) struct MaskedAutoregressive;
 impl Family for MaskedAutoregressive {
     const NAME: &'static str = "MAR";
     const PROCESS: Option<&'static str> = None; // its sizes say it all
+    const STAGES: &'static [&'static str] = &["encoder_blocks", "decoder_blocks"];
     const BETA: f64 = 1e-2;
     type Config = MarConfig;
     type Process = ();

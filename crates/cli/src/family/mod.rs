@@ -11,7 +11,9 @@ use candle_core::Device;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tinyfusion::checkpoint::{DTypePolicy, Provenance, inspect, load_model_dir, save_model_dir};
+use tinyfusion::checkpoint::{
+    DTypePolicy, Provenance, block_of, inspect, load_model_dir, save_model_dir,
+};
 use tinyfusion::core::{BlockLayout, BlockStack, Error, LatentBatch, ParamSpec, StateDict};
 use tinyfusion::diffusion::Objective;
 
@@ -28,6 +30,8 @@ pub(crate) trait Family: Sized + 'static {
     const NAME: &'static str;
     /// The key of its process there, where it has settings of its own.
     const PROCESS: Option<&'static str>;
+    /// How the names of the tensors of each stage's blocks begin: `blocks` for `blocks.3.…`.
+    const STAGES: &'static [&'static str];
     /// Weight of the hidden states at the first step of distillation (β).
     const BETA: f64;
     /// Sizes of the network.
@@ -233,6 +237,15 @@ impl<F: Family> Model<F> {
 
     pub(crate) fn depth(&self) -> usize {
         self.layout().depth()
+    }
+
+    /// The block that a weight belongs to, counted over all stages, if it belongs to one.
+    pub(crate) fn block_of(&self, name: &str) -> Option<usize> {
+        let layout = self.layout();
+        F::STAGES
+            .iter()
+            .zip(layout.ranges())
+            .find_map(|(prefix, blocks)| Some(blocks.start + block_of(name, prefix)?))
     }
 
     pub(crate) fn samples(&self) -> Samples {

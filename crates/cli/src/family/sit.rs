@@ -14,6 +14,7 @@ pub(crate) struct Sit;
 impl Family for Sit {
     const NAME: &'static str = "SiT";
     const PROCESS: Option<&'static str> = Some("interpolant");
+    const STAGES: &'static [&'static str] = &["blocks"];
     const BETA: f64 = 2e-4;
     type Config = SiTConfig;
     type Process = InterpolantConfig;

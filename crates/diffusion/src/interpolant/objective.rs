@@ -189,6 +189,14 @@ impl<S: BlockStack<Input = LatentQuery>> Objective<S> for InterpolantObjective {
         self.query(draw)
     }
 
+    /// x_1, the data, at the drawn times.
+    fn noise_free(&self, draw: &InterpolantDraw) -> Result<LatentQuery> {
+        Ok(LatentQuery {
+            x: draw.x_start.clone(),
+            ..self.query(draw)?
+        })
+    }
+
     fn predict(&self, _net: &S, output: Tensor, _draw: &InterpolantDraw) -> Result<Tensor> {
         Ok(output)
     }

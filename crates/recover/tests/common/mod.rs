@@ -84,6 +84,10 @@ impl<S: BlockStack<Input = LatentQuery>> Objective<S> for Imitate<S> {
         Ok(d.query.clone())
     }
 
+    fn noise_free(&self, d: &Draw) -> Result<LatentQuery> {
+        Ok(d.query.clone())
+    }
+
     fn predict(&self, _net: &S, output: Tensor, _d: &Draw) -> Result<Tensor> {
         Ok(output)
     }

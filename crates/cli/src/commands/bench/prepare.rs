@@ -10,9 +10,10 @@ use tinyfusion::mask::{Pattern, random_selection};
 use tinyfusion::models::{DiTConfig, preset};
 
 use super::{Case, Kind};
-use crate::commands::{command_line, score::write_selection};
+use crate::commands::command_line;
 use crate::family::{self, Dit};
 use crate::output::say;
+use crate::selection_file::write_selection;
 
 #[derive(clap::Args)]
 pub(super) struct Args {

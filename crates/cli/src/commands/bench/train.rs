@@ -13,8 +13,8 @@ use tinyfusion::train::{FitConfig, LrSchedule, Progress, RunDir, Stop};
 use super::turns::Turns;
 use super::worker::Batch;
 use super::{Case, Kind};
-use crate::commands::score::read_selection_for;
 use crate::family::DiTModel;
+use crate::selection_file::read_selection_for;
 
 /// Steps that never come: the loop is left at the end of input.
 const ENDLESS: u64 = 1 << 40;
