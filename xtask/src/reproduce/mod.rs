@@ -5,6 +5,7 @@ mod preset;
 mod progress;
 mod recipe;
 mod rows;
+mod spec;
 mod stage;
 mod vocabulary;
 
@@ -20,11 +21,12 @@ use preset::Preset;
 use recipe::Recipe;
 
 pub(crate) use plan::{model_files, say, strings};
-pub(crate) use preset::{file_of, flags};
+pub(crate) use preset::file_of;
 pub(crate) use progress::{Progress, duration};
 #[cfg(test)]
 pub(crate) use rows::{Aggregate, Cost};
 pub(crate) use rows::{ResultRow, Results, Spread};
+pub(crate) use spec::flags;
 use stage::Failed;
 pub(crate) use stage::{Driver, Interrupted, catch_interrupts};
 use vocabulary::Plan;
@@ -33,9 +35,12 @@ pub(crate) use vocabulary::{Failure, Leftover, Recovery, Row, Stage};
 /// Options of `reproduce`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// `tiny`, `table2`, `smoke`, or the path of a .toml
+    /// `tiny`, `table1` and the others of assets/presets, or the path of a .toml
     #[arg(long, default_value = "tiny")]
     preset: String,
+    /// How often, under seeds of their own from the preset's on: mean, spread and paired tests over them
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
     /// Folder of the run [default: runs/NAME-OF-THE-PRESET]
     #[arg(long)]
     out: Option<PathBuf>,
@@ -52,6 +57,7 @@ impl Args {
     pub(crate) fn preset(name: &str) -> Self {
         Self {
             preset: name.into(),
+            seeds: 1,
             out: None,
             force: false,
             binary: None,
@@ -107,7 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let out = folder(preset);
         Ok(Part {
             preset: preset.clone(),
-            plan: plan::plan(preset, &out)?,
+            plan: plan::plan(preset, &out, args.seeds)?,
             driver: Driver {
                 out,
                 ..driver.clone()

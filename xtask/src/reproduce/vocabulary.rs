@@ -43,7 +43,10 @@ pub(crate) enum Recovery {
     /// Nothing was cut.
     None,
     FineTuning,
+    /// With a teacher, and its hidden states but for the massive ones.
     MaskedKd,
+    /// With a teacher in any other way.
+    Distillation,
 }
 
 /// One row of the table: a method, and where its numbers stand.
@@ -51,13 +54,25 @@ pub(crate) enum Recovery {
 pub(crate) struct Row {
     /// For files: `learned-1-2-kd`.
     pub(crate) id: String,
+    /// The id without any seed: rows of one group differ in their seeds alone.
+    pub(crate) group: String,
+    /// Which of the repeats under other seeds it belongs to; what no seed changes belongs to the first.
+    pub(crate) repeat: u64,
     /// For people: `learned 1:2 (lora), masked KD`.
     pub(crate) name: String,
     pub(crate) criterion: &'static str,
     pub(crate) pattern: Option<String>,
     pub(crate) recovery: Recovery,
+    /// How the preset calls the recovery.
+    pub(crate) recovery_label: Option<String>,
+    /// Steps of the recovery.
+    pub(crate) budget_steps: Option<u64>,
+    /// Images of the recovery, repeats counted.
+    pub(crate) samples_seen: Option<u64>,
     pub(crate) seed: u64,
     pub(crate) sampling_steps: u64,
+    /// Selections from the teacher to the model that was cut, where that is not the teacher itself.
+    pub(crate) ancestors: Vec<PathBuf>,
     pub(crate) files: Files,
     /// What a stage does for this row, and the stage's name.
     pub(crate) stages: Vec<(&'static str, String)>,
@@ -76,6 +91,7 @@ pub(crate) struct Files {
     pub(crate) sample: PathBuf,
     pub(crate) grid: PathBuf,
     pub(crate) scores: PathBuf,
+    pub(crate) activations: Option<PathBuf>,
 }
 
 /// The whole experiment.
