@@ -89,6 +89,8 @@ impl Planner<'_> {
             recovery_label: None,
             budget_steps: None,
             samples_seen: None,
+            x: None,
+            labels: BTreeMap::new(),
             seed: preset.seed,
             sampling_steps: preset.sample.steps,
             ancestors: Vec::new(),
@@ -190,6 +192,14 @@ impl Planner<'_> {
             recovery_label: Some(recovery.label.clone()),
             budget_steps: Some(steps),
             samples_seen: count("batch-size").map(|batch| steps * batch),
+            x: recovery.x,
+            labels: mask
+                .row
+                .labels
+                .clone()
+                .into_iter()
+                .chain(recovery.labels.clone())
+                .collect(),
             ..mask.row.clone()
         };
         let folder = self.out.join("rows").join(&row.id);

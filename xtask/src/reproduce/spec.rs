@@ -1,5 +1,7 @@
 //! What a preset says of its rows: how masks are chosen, how cut models recover, for how long.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -124,6 +126,9 @@ pub(crate) struct Masks {
     pub(crate) flags: toml::Table,
     /// Ids of the recoveries; without it every one.
     pub(crate) recoveries: Option<Vec<String>>,
+    /// What its rows show in the study's table, by column.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 fn one() -> u64 {
@@ -234,6 +239,11 @@ pub(crate) struct Recoveries {
     /// Flags of `distill`, over those of `[recover]`.
     #[serde(default)]
     pub(crate) flags: toml::Table,
+    /// Where its rows stand on the x axis of the study's plot.
+    pub(crate) x: Option<f64>,
+    /// What its rows show in the study's table, by column.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 impl Recoveries {

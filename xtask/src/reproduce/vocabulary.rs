@@ -1,5 +1,6 @@
 //! What an experiment is made of: stages, rows, and the plan that holds both.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,10 @@ pub(crate) struct Row {
     pub(crate) budget_steps: Option<u64>,
     /// Images of the recovery, repeats counted.
     pub(crate) samples_seen: Option<u64>,
+    /// On the x axis of the study's plot.
+    pub(crate) x: Option<f64>,
+    /// In the study's table, by column.
+    pub(crate) labels: BTreeMap<String, String>,
     pub(crate) seed: u64,
     pub(crate) sampling_steps: u64,
     /// Selections from the teacher to the model that was cut, where that is not the teacher itself.

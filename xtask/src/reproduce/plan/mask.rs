@@ -1,5 +1,6 @@
 //! The stages of a mask: the search, the cut, and the cut model's loss.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -112,14 +113,30 @@ impl Planner<'_> {
             Extent::Blocks(blocks) => name += &format!(" {} blocks", blocks.len()),
         }
         if masks.criterion == Criterion::Learned && masks.name.is_none() {
-            let table = merged(&self.preset.learn, &masks.flags);
-            let delta = table.get("delta").and_then(toml::Value::as_str);
-            name += &format!(" ({})", delta.unwrap_or("lora"));
+            name += &format!(" ({})", self.delta(masks));
         }
         if masks.criterion == Criterion::Random || self.seeds > 1 {
             name += &format!(", seed {}", row.seed);
         }
         name
+    }
+
+    /// The weight update that is learned along with the mask.
+    fn delta(&self, masks: &Masks) -> String {
+        let table = merged(&self.preset.learn, &masks.flags);
+        let delta = table.get("delta").and_then(toml::Value::as_str);
+        delta.unwrap_or("lora").into()
+    }
+
+    /// What the rows show in the study's table.
+    fn labels(&self, masks: &Masks) -> BTreeMap<String, String> {
+        let mut labels = masks.labels.clone();
+        if masks.criterion == Criterion::Learned {
+            labels
+                .entry("delta".into())
+                .or_insert_with(|| self.delta(masks));
+        }
+        labels
     }
 
     fn find(&mut self, search: &Search<'_>, rows: Ids, repeat: u64) -> Result<Mask> {
@@ -146,6 +163,8 @@ impl Planner<'_> {
             recovery_label: None,
             budget_steps: None,
             samples_seen: None,
+            x: None,
+            labels: self.labels(masks),
             seed: *seed,
             sampling_steps: self.preset.sample.steps,
             ancestors: self.ancestors(masks, repeat),
