@@ -13,22 +13,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use tinyfusion_report::{Report, Whole};
 
 use crate::files;
-use crate::report::{Report, Whole};
+use crate::report;
 use preset::Preset;
 use recipe::Recipe;
 
 pub(crate) use plan::{model_files, say, strings};
 pub(crate) use preset::{file_of, flags};
-pub(crate) use progress::{Progress, duration};
-#[cfg(test)]
-pub(crate) use rows::{Aggregate, Cost};
-pub(crate) use rows::{ResultRow, Results, Spread};
+pub(crate) use progress::Progress;
 use stage::Failed;
 pub(crate) use stage::{Driver, Interrupted, catch_interrupts};
+use tinyfusion_report::Failure;
 use vocabulary::Plan;
-pub(crate) use vocabulary::{Failure, Leftover, Recovery, Row, Stage};
+pub(crate) use vocabulary::{Leftover, Row, Stage};
 
 /// Options of `reproduce`.
 #[derive(clap::Args)]
@@ -124,8 +123,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     progress.close();
     let reports = reports?;
     match &reports[..] {
-        [report] if recipe.alone => report.announce(&out),
-        _ => Whole::of(&recipe.name, recipe.title.as_deref(), &reports).write(&out)?,
+        [report] if recipe.alone => report::announce(report, &out),
+        _ => report::write_whole(
+            &Whole::of(&recipe.name, recipe.title.as_deref(), &reports),
+            &out,
+        )?,
     }
     check(&parts, &reports)
 }
@@ -143,7 +145,7 @@ fn tell(part: &Part, alone: bool, progress: &mut Progress) -> Result<Report> {
     let measured = |stage: &Stage| plan.measured(&stage.name);
     let failures = drive(driver, &plan.stages, measured, progress)?;
     let results = rows::collect(preset, plan, driver, &failures)?;
-    Report::write(results, &plan.rows, &driver.out)
+    report::write(results, &plan.rows, &driver.out)
 }
 
 /// An error where rows could not be measured.

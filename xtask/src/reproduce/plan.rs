@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use tinyfusion_report::Recovery;
 
 use super::preset::{Preset, flags};
-use super::vocabulary::{Files, Leftover, Plan, Recovery, Row, Stage};
+use super::vocabulary::{Files, Leftover, Plan, Row, Stage};
 
 /// Plans the experiment of `preset` in the folder `out`.
 pub(crate) fn plan(preset: &Preset, out: &Path) -> Result<Plan> {

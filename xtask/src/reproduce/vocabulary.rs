@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use tinyfusion_report::Recovery;
 
 /// One call of the binary.
 #[derive(Debug, Clone)]
@@ -34,16 +34,6 @@ pub(crate) enum Leftover {
     Resume,
     /// The same, but hours of training are not removed: other settings are an error.
     Precious,
-}
-
-/// How a cut model was trained again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Recovery {
-    /// Nothing was cut.
-    None,
-    FineTuning,
-    MaskedKd,
 }
 
 /// One row of the table: a method, and where its numbers stand.
@@ -102,13 +92,4 @@ impl Plan {
             .filter(|r| r.recovery != Recovery::None)
             .find(of)
     }
-}
-
-/// Why a row could not be measured.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Failure {
-    /// The stage that failed, for example `oracle-kd/sampling`.
-    pub(crate) stage: String,
-    /// The end of its log.
-    pub(crate) error: String,
 }
