@@ -208,13 +208,13 @@ fn a_run_writes_the_report_and_a_second_run_does_nothing() {
 #[test]
 fn after_a_failure_the_run_goes_on_where_it_stopped() {
     let bench = Bench::new();
-    let whole = bench.run(&[("FAKE_FAIL", "rows/learned-1-2-kd/recovered --")], &[]);
+    let whole = bench.run(&[("FAKE_FAIL", "masks/learned-1-2/search --")], &[]);
     assert_eq!(whole.status.code(), Some(1));
     let said = String::from_utf8_lossy(&whole.stderr).into_owned();
     for part in [
-        "`learned-1-2-kd/recovery` failed (exit status: 1)",
+        "`learned-1-2/search` failed (exit status: 1)",
         "command: ",
-        "tinyfusion.sh distill ",
+        "tinyfusion.sh learn ",
         "error: out of luck",
     ] {
         assert!(said.contains(part), "{part} is missing in {said}");
@@ -227,7 +227,7 @@ fn after_a_failure_the_run_goes_on_where_it_stopped() {
     // Only the failed call was made twice, and it continued its own folder.
     assert_eq!(first.last(), second.first());
     assert_eq!(
-        fs::read_to_string(bench.path("out/rows/learned-1-2-kd/recovered/parts")).unwrap(),
+        fs::read_to_string(bench.path("out/masks/learned-1-2/search/parts")).unwrap(),
         "part\npart\n"
     );
     assert!(
@@ -284,6 +284,40 @@ fn a_row_that_diverges_or_cannot_be_measured_leaves_the_report_standing() {
     let again = bench.calls();
     assert_eq!(again.len(), 2, "{again:?}");
     assert!(bench.path("out/rows/oracle-kd/scores.json").exists());
+}
+
+#[test]
+fn a_recovery_that_fails_ends_its_row_unless_others_need_its_model() {
+    let bench = Bench::of("table7");
+    let output = bench.run(&[("FAKE_FAIL", "rows/jump-by-d8/recovered --")], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("1 of 6 rows could not be measured: jump-by-d8/recovery failed"),
+        "{said}"
+    );
+    let results = bench.json("out/results.json");
+    let rows = results["rows"].as_array().unwrap();
+    let failed = rows.iter().find(|r| r["id"] == "jump-by-d8").unwrap();
+    assert_eq!(failed["failed"]["error"], "error: out of luck");
+    assert!(failed["calibration_loss"].is_f64() && failed["fid"].is_null());
+    bench.calls();
+    // The next start goes on in the same folder.
+    succeeded(&bench.run(&[], &[]));
+    assert_eq!(bench.calls().len(), 4);
+    assert_eq!(
+        fs::read_to_string(bench.path("out/rows/jump-by-d8/recovered/parts")).unwrap(),
+        "part\npart\n"
+    );
+
+    let bench = Bench::of("table7");
+    let output = bench.run(&[("FAKE_FAIL", "rows/d8-kd/recovered --")], &[]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("`d8-kd/recovery` failed (exit status: 1)"),
+        "{said}"
+    );
+    assert!(!bench.path("out/results.json").exists());
 }
 
 #[test]
@@ -421,9 +455,8 @@ fn a_study_is_extended_by_seeds_and_its_chains_are_counted_from_the_teacher() {
         added.iter().all(|call| call.contains("-seed-1")),
         "{added:?}"
     );
-    let of_dense = |call: &&String| call.contains("/rows/dense");
-    let of_seed = once.len() - once.iter().filter(of_dense).count();
-    assert_eq!(added.len(), of_seed);
+    // inspect, loss, sample, evaluate
+    assert_eq!(added.len(), once.len() - 4);
 
     let results = bench.json("out/results.json");
     assert_eq!(results["study"]["kind"], "table7");
@@ -435,7 +468,7 @@ fn a_study_is_extended_by_seeds_and_its_chains_are_counted_from_the_teacher() {
         ("group", Value::from("halves-by-d8")),
         ("repetition", 1.into()),
         ("seed", 1.into()),
-        ("recovery", "distillation".into()),
+        ("recovery", "output-kd".into()),
         ("recovery_label", "taught by 8 blocks".into()),
         ("budget_steps", 900.into()),
         ("samples_seen", 14400.into()),

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use tinyfusion_report::Recovery;
 
 use super::preset::Preset;
 use super::spec::{DENSE, Recoveries, flags, merged};
-use super::vocabulary::{Files, Leftover, Plan, Recovery, Row, Stage};
+use super::vocabulary::{Files, Leftover, Plan, Row, Stage};
 use mask::Mask;
 
 /// Plans the experiment of `preset` in the folder `out`, under so many seeds from the preset's own on.
@@ -186,8 +187,10 @@ impl Planner<'_> {
             name,
             recovery: match (&recovery.teacher, recovery.features()) {
                 (None, _) => Recovery::FineTuning,
-                (Some(_), None | Some("masked")) => Recovery::MaskedKd,
-                (Some(_), Some(_)) => Recovery::Distillation,
+                (Some(_), Some("none")) => Recovery::OutputKd,
+                (Some(_), Some("all")) => Recovery::FeatureKd,
+                // By both masks at once or by each for itself.
+                (Some(_), _) => Recovery::MaskedKd,
             },
             recovery_label: Some(recovery.label.clone()),
             budget_steps: Some(steps),

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use tinyfusion_report::Study;
 
-use super::spec::{Budget, DENSE, Masks, Recoveries, Study, flags, merged};
+use super::spec::{Budget, DENSE, Masks, Recoveries, flags, merged};
 
 /// Everything that one experiment is made of. The tables of flags hold long flags of the binary's commands and are
 /// handed to it as they stand.
@@ -15,7 +16,7 @@ pub(crate) struct Preset {
     /// Name of the preset: the stem of its file.
     #[serde(skip_deserializing)]
     pub(crate) name: String,
-    /// The table or figure of the paper that it stands for, if it is one.
+    /// The table or figure of the paper that it repeats in small, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) study: Option<Study>,
     /// Model directory of the dense teacher.

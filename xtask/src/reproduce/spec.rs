@@ -5,28 +5,6 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// A table or figure of the paper that a preset stands for: what its report shows beside the table.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Study {
-    pub(crate) kind: StudyKind,
-    /// What the report is called.
-    pub(crate) title: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum StudyKind {
-    Table1,
-    Table3,
-    Table4,
-    Table5,
-    Table7,
-    Figure4,
-    Figure6,
-    Activations,
-}
-
 /// How a model is made smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use tinyfusion_report::Recovery;
 
 /// One call of the binary.
 #[derive(Debug, Clone)]
@@ -35,19 +35,6 @@ pub(crate) enum Leftover {
     Resume,
     /// The same, but hours of training are not removed: other settings are an error.
     Precious,
-}
-
-/// How a cut model was trained again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Recovery {
-    /// Nothing was cut.
-    None,
-    FineTuning,
-    /// With a teacher, and its hidden states but for the massive ones.
-    MaskedKd,
-    /// With a teacher in any other way.
-    Distillation,
 }
 
 /// One row of the table: a method, and where its numbers stand.
@@ -109,27 +96,26 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The row that `stage` measures after its recovery, if it does that and nothing else: what fails
-    /// there, for example on a model that diverged, concerns that row alone. The dense rows are what
-    /// all others are compared with.
-    pub(crate) fn measured(&self, stage: &str) -> Option<&Row> {
-        const MEASURING: &[&str] = &["loss", "sampling", "evaluation"];
+    /// The row that `stage` recovers or measures, if it does that and nothing else: what fails there,
+    /// for example because the model diverges, concerns that row alone. The dense rows are what all
+    /// others are compared with, and some models are cut again or teach.
+    pub(crate) fn concerned(&self, stage: &Stage) -> Option<&Row> {
+        const OWN: &[&str] = &["recovery", "loss", "activations", "sampling", "evaluation"];
         let of = |row: &&Row| {
             let mut stages = row.stages.iter();
-            stages.any(|(label, name)| name == stage && MEASURING.contains(label))
+            stages.any(|(label, name)| *name == stage.name && OWN.contains(label))
         };
-        self.rows
+        let row = self
+            .rows
             .iter()
             .filter(|r| r.recovery != Recovery::None)
-            .find(of)
+            .find(of)?;
+        let elsewhere = |other: &&Stage| row.stages.iter().all(|(_, name)| *name != other.name);
+        let mut others = self.stages.iter().filter(elsewhere);
+        let awaited = others.any(|other| {
+            let folder = stage.folder.as_ref();
+            folder.is_some_and(|f| other.inputs.iter().any(|i| i.starts_with(f)))
+        });
+        (!awaited).then_some(row)
     }
-}
-
-/// Why a row could not be measured.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Failure {
-    /// The stage that failed, for example `oracle-kd/sampling`.
-    pub(crate) stage: String,
-    /// The end of its log.
-    pub(crate) error: String,
 }

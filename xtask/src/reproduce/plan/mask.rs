@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use tinyfusion_report::Recovery;
 
 use super::{Ids, Planner, model_files, say, strings};
 use crate::reproduce::spec::{Criterion, DENSE, Extent, Masks, flags, merged, verb};
-use crate::reproduce::vocabulary::{Files, Leftover, Recovery, Row, Stage};
+use crate::reproduce::vocabulary::{Files, Leftover, Row, Stage};
 
 /// A mask that has been found, cut and weighed.
 #[derive(Debug, Clone)]
