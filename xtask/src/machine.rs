@@ -2,55 +2,38 @@
 
 use std::process::Command;
 
-use serde::{Deserialize, Serialize};
+use tinyfusion_report::Machine;
 
-/// Where the numbers come from.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(crate) struct Machine {
-    pub(crate) cpu: Option<String>,
-    pub(crate) cores: usize,
-    pub(crate) memory_bytes: Option<u64>,
-    pub(crate) os: String,
-    pub(crate) rustc: Option<String>,
-    pub(crate) git_commit: Option<String>,
-    /// Whether the working tree differed from that commit.
-    pub(crate) git_dirty: Option<bool>,
-    pub(crate) binary_sha256: String,
-}
-
-impl Machine {
-    /// This machine, asked in the present folder, which is the repository's root.
-    pub(crate) fn of_here(binary_sha256: &str) -> Self {
-        let proc = |file: &str, key: &str| -> Option<String> {
-            let text = std::fs::read_to_string(file).ok()?;
-            let line = text.lines().find(|l| l.starts_with(key))?;
-            Some(
-                line.split_once([':', '='])?
-                    .1
-                    .trim()
-                    .trim_matches('"')
-                    .to_string(),
-            )
-        };
-        let output = |program: &str, args: &[&str]| -> Option<String> {
-            let out = Command::new(program).args(args).output().ok()?;
-            out.status
-                .success()
-                .then(|| String::from_utf8_lossy(&out.stdout).trim().to_string())
-        };
-        let memory = proc("/proc/meminfo", "MemTotal");
-        Self {
-            cpu: proc("/proc/cpuinfo", "model name"),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: memory
-                .and_then(|m| Some(m.trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)),
-            os: proc("/etc/os-release", "PRETTY_NAME")
-                .unwrap_or_else(|| std::env::consts::OS.into()),
-            rustc: output("rustc", &["--version"]),
-            git_commit: output("git", &["rev-parse", "HEAD"]),
-            git_dirty: output("git", &["status", "--porcelain"]).map(|s| !s.is_empty()),
-            binary_sha256: binary_sha256.into(),
-        }
+/// This machine, asked in the present folder, which is the repository's root.
+pub(crate) fn of_here(binary_sha256: &str) -> Machine {
+    let proc = |file: &str, key: &str| -> Option<String> {
+        let text = std::fs::read_to_string(file).ok()?;
+        let line = text.lines().find(|l| l.starts_with(key))?;
+        Some(
+            line.split_once([':', '='])?
+                .1
+                .trim()
+                .trim_matches('"')
+                .to_string(),
+        )
+    };
+    let output = |program: &str, args: &[&str]| -> Option<String> {
+        let out = Command::new(program).args(args).output().ok()?;
+        out.status
+            .success()
+            .then(|| String::from_utf8_lossy(&out.stdout).trim().to_string())
+    };
+    let memory = proc("/proc/meminfo", "MemTotal");
+    Machine {
+        cpu: proc("/proc/cpuinfo", "model name"),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        memory_bytes: memory
+            .and_then(|m| Some(m.trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)),
+        os: proc("/etc/os-release", "PRETTY_NAME").unwrap_or_else(|| std::env::consts::OS.into()),
+        rustc: output("rustc", &["--version"]),
+        git_commit: output("git", &["rev-parse", "HEAD"]),
+        git_dirty: output("git", &["status", "--porcelain"]).map(|s| !s.is_empty()),
+        binary_sha256: binary_sha256.into(),
     }
 }
 
@@ -60,7 +43,7 @@ mod tests {
 
     #[test]
     fn the_machine_is_described() {
-        let machine = Machine::of_here("abc");
+        let machine = of_here("abc");
         assert!(machine.cores > 0 && !machine.os.is_empty());
         assert!(machine.rustc.is_some_and(|r| r.starts_with("rustc ")));
     }

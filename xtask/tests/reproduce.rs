@@ -16,6 +16,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::of("tiny")
+    }
+
+    /// With one of the presets in assets/presets.
+    fn of(preset: &str) -> Self {
         let bench = Self {
             dir: tempfile::tempdir().unwrap(),
         };
@@ -24,7 +29,8 @@ impl Bench {
             fs::write(bench.path(model).join("model.safetensors"), model).unwrap();
             fs::write(bench.path(model).join("config.json"), r#"{"depth":16}"#).unwrap();
         }
-        let preset = include_str!("../../assets/presets/tiny.toml");
+        let presets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/presets");
+        let preset = fs::read_to_string(presets.join(format!("{preset}.toml"))).unwrap();
         let absolute = preset.replace("assets/", &format!("{}/", bench.dir.path().display()));
         fs::write(bench.path("preset.toml"), absolute).unwrap();
         let mut grid = image::RgbImage::new(329, 329);
@@ -202,13 +208,13 @@ fn a_run_writes_the_report_and_a_second_run_does_nothing() {
 #[test]
 fn after_a_failure_the_run_goes_on_where_it_stopped() {
     let bench = Bench::new();
-    let whole = bench.run(&[("FAKE_FAIL", "rows/learned-1-2-kd/recovered --")], &[]);
+    let whole = bench.run(&[("FAKE_FAIL", "masks/learned-1-2/search --")], &[]);
     assert_eq!(whole.status.code(), Some(1));
     let said = String::from_utf8_lossy(&whole.stderr).into_owned();
     for part in [
-        "`learned-1-2-kd/recovery` failed (exit status: 1)",
+        "`learned-1-2/search` failed (exit status: 1)",
         "command: ",
-        "tinyfusion.sh distill ",
+        "tinyfusion.sh learn ",
         "error: out of luck",
     ] {
         assert!(said.contains(part), "{part} is missing in {said}");
@@ -221,7 +227,7 @@ fn after_a_failure_the_run_goes_on_where_it_stopped() {
     // Only the failed call was made twice, and it continued its own folder.
     assert_eq!(first.last(), second.first());
     assert_eq!(
-        fs::read_to_string(bench.path("out/rows/learned-1-2-kd/recovered/parts")).unwrap(),
+        fs::read_to_string(bench.path("out/masks/learned-1-2/search/parts")).unwrap(),
         "part\npart\n"
     );
     assert!(
@@ -278,6 +284,40 @@ fn a_row_that_diverges_or_cannot_be_measured_leaves_the_report_standing() {
     let again = bench.calls();
     assert_eq!(again.len(), 2, "{again:?}");
     assert!(bench.path("out/rows/oracle-kd/scores.json").exists());
+}
+
+#[test]
+fn a_recovery_that_fails_ends_its_row_unless_others_need_its_model() {
+    let bench = Bench::of("table7");
+    let output = bench.run(&[("FAKE_FAIL", "rows/jump-by-d8/recovered --")], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("1 of 6 rows could not be measured: jump-by-d8/recovery failed"),
+        "{said}"
+    );
+    let results = bench.json("out/results.json");
+    let rows = results["rows"].as_array().unwrap();
+    let failed = rows.iter().find(|r| r["id"] == "jump-by-d8").unwrap();
+    assert_eq!(failed["failed"]["error"], "error: out of luck");
+    assert!(failed["calibration_loss"].is_f64() && failed["fid"].is_null());
+    bench.calls();
+    // The next start goes on in the same folder.
+    succeeded(&bench.run(&[], &[]));
+    assert_eq!(bench.calls().len(), 4);
+    assert_eq!(
+        fs::read_to_string(bench.path("out/rows/jump-by-d8/recovered/parts")).unwrap(),
+        "part\npart\n"
+    );
+
+    let bench = Bench::of("table7");
+    let output = bench.run(&[("FAKE_FAIL", "rows/d8-kd/recovered --")], &[]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("`d8-kd/recovery` failed (exit status: 1)"),
+        "{said}"
+    );
+    assert!(!bench.path("out/results.json").exists());
 }
 
 #[test]
@@ -400,6 +440,81 @@ fn parts_run_one_after_another_and_share_a_report() {
 
     succeeded(&bench.run(&[], &["--force"]));
     assert_eq!(bench.calls().len(), count);
+}
+
+#[test]
+fn a_study_is_extended_by_seeds_and_its_chains_are_counted_from_the_teacher() {
+    let bench = Bench::of("table7");
+    succeeded(&bench.run(&[], &[]));
+    let once = bench.calls();
+    succeeded(&bench.run(&[], &["--seeds", "2"]));
+    let added = bench.calls();
+    // Another seed is trained and measured; nothing of the first is done again, nor the dense rows.
+    assert!(added.iter().all(|call| !once.contains(call)));
+    assert!(
+        added.iter().all(|call| call.contains("-seed-1")),
+        "{added:?}"
+    );
+    // inspect, loss, sample, evaluate
+    assert_eq!(added.len(), once.len() - 4);
+
+    let results = bench.json("out/results.json");
+    assert_eq!(results["study"]["kind"], "table7");
+    let rows = results["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 1 + 2 * 5);
+    let row = |id: &str| rows.iter().find(|r| r["id"] == id).unwrap();
+    let second = row("halves-seed-1-by-d8");
+    for (key, value) in [
+        ("group", Value::from("halves-by-d8")),
+        ("repetition", 1.into()),
+        ("seed", 1.into()),
+        ("recovery", "output-kd".into()),
+        ("recovery_label", "taught by 8 blocks".into()),
+        ("budget_steps", 900.into()),
+        ("samples_seen", 14400.into()),
+        ("depth", 4.into()),
+    ] {
+        assert_eq!(second[key], value, "{key}");
+    }
+    assert_eq!(second["labels"]["route"], "16→8→4");
+    // The second cut keeps blocks 0, 2, 5 and 7 of the eight that the first one kept.
+    let eight = row("d8-seed-1-kd")["kept_layers"].as_array().unwrap();
+    let of_teacher: Vec<&Value> = [0, 2, 5, 7].iter().map(|i| &eight[*i as usize]).collect();
+    assert_eq!(second["kept_layers"], serde_json::json!(of_teacher));
+}
+
+#[test]
+fn studies_of_speed_and_of_hidden_states_have_what_they_draw() {
+    let bench = Bench::of("figure4");
+    succeeded(&bench.run(&[], &[]));
+    let results = bench.json("out/results.json");
+    let row = |id: &str| {
+        let rows = results["rows"].as_array().unwrap();
+        rows.iter().find(|r| r["id"] == id).unwrap().clone()
+    };
+    assert_eq!(
+        row("depth-4-ft")["kept_layers"],
+        serde_json::json!([0, 5, 10, 15])
+    );
+    // A narrower model has all blocks.
+    assert_eq!(row("width-4-ft")["depth"], 16);
+    assert_eq!(row("width-4-ft")["criterion"], "width");
+
+    let bench = Bench::of("activations");
+    succeeded(&bench.run(&[], &[]));
+    let results = bench.json("out/results.json");
+    for row in results["rows"].as_array().unwrap() {
+        let file = row["traces"]["activations"].as_str().unwrap();
+        assert!(bench.path("out").join(file).is_file(), "{file}");
+    }
+    let bench = Bench::of("figure6");
+    succeeded(&bench.run(&[], &[]));
+    let results = bench.json("out/results.json");
+    let learned = results["rows"].as_array().unwrap().iter().skip(1);
+    for row in learned {
+        let file = row["traces"]["history"].as_str().unwrap();
+        assert!(bench.path("out").join(file).is_file(), "{file}");
+    }
 }
 
 #[test]

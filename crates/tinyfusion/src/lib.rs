@@ -10,4 +10,5 @@ pub use tinyfusion_mask as mask;
 pub use tinyfusion_models as models;
 pub use tinyfusion_nn as nn;
 pub use tinyfusion_recover as recover;
+pub use tinyfusion_report as report;
 pub use tinyfusion_train as train;

@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::files;
-use crate::machine::Machine;
+use crate::machine;
 use crate::reproduce::{Paths, driver, file_of, say};
 use cases::{compared, probes, scaled, scaling_name, scalings};
 use measure::Lab;
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         out: driver.out,
         pause: Duration::from_secs_f64(preset.pause),
     };
-    let machine = Machine::of_here(&driver.binary_sha256);
+    let machine = machine::of_here(&driver.binary_sha256);
     let results = measure(&lab, &preset, &wanted, machine)?;
     println!(
         "\n{}\nreport: {1}/bench.md, {1}/bench.svg, {1}/bench.json",
@@ -129,7 +129,12 @@ impl Wanted {
     }
 }
 
-fn measure(lab: &Lab, preset: &Preset, wanted: &Wanted, machine: Machine) -> Result<Results> {
+fn measure(
+    lab: &Lab,
+    preset: &Preset,
+    wanted: &Wanted,
+    machine: tinyfusion_report::Machine,
+) -> Result<Results> {
     let threads = preset.threads.unwrap_or(machine.cores);
     let mut progress = Progress::new(wanted.seconds(preset));
     let mut versions = cases::Versions::new();

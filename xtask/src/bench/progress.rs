@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::reproduce::duration;
+use tinyfusion_report::duration;
 
 /// How far the benchmark is.
 pub(crate) struct Progress {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::preset::{Contender, Goals, Kind};
-use crate::machine::Machine;
+use tinyfusion_report::Machine;
 
 /// Everything.
 #[derive(Debug, Clone, Serialize)]
@@ -241,7 +241,7 @@ pub(crate) mod tests {
             peak_rss_bytes: 1 << 30,
         };
         Results {
-            machine: Machine::of_here("abc"),
+            machine: crate::machine::of_here("abc"),
             versions: BTreeMap::from([("torch".into(), "2.15.0".into())]),
             threads: 2,
             rounds: 3,

@@ -5,6 +5,7 @@ mod preset;
 mod progress;
 mod recipe;
 mod rows;
+mod spec;
 mod stage;
 mod vocabulary;
 
@@ -13,29 +14,32 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use tinyfusion_report::{Report, Whole};
 
 use crate::files;
-use crate::report::{Report, Whole};
+use crate::report;
 use preset::Preset;
 use recipe::Recipe;
 
 pub(crate) use plan::{model_files, say, strings};
-pub(crate) use preset::{file_of, flags};
-pub(crate) use progress::{Progress, duration};
-#[cfg(test)]
-pub(crate) use rows::{Aggregate, Cost};
-pub(crate) use rows::{ResultRow, Results, Spread};
+pub(crate) use preset::file_of;
+pub(crate) use progress::Progress;
+pub(crate) use spec::flags;
 use stage::Failed;
 pub(crate) use stage::{Driver, Interrupted, catch_interrupts};
+use tinyfusion_report::Failure;
 use vocabulary::Plan;
-pub(crate) use vocabulary::{Failure, Leftover, Recovery, Row, Stage};
+pub(crate) use vocabulary::{Leftover, Row, Stage};
 
 /// Options of `reproduce`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// `tiny`, `table2`, `smoke`, or the path of a .toml
+    /// `tiny`, `table1` and the others of assets/presets, or the path of a .toml
     #[arg(long, default_value = "tiny")]
     preset: String,
+    /// How often, under seeds of their own from the preset's on: mean, spread and paired tests over them
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
     /// Folder of the run [default: runs/NAME-OF-THE-PRESET]
     #[arg(long)]
     out: Option<PathBuf>,
@@ -52,6 +56,7 @@ impl Args {
     pub(crate) fn preset(name: &str) -> Self {
         Self {
             preset: name.into(),
+            seeds: 1,
             out: None,
             force: false,
             binary: None,
@@ -107,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let out = folder(preset);
         Ok(Part {
             preset: preset.clone(),
-            plan: plan::plan(preset, &out)?,
+            plan: plan::plan(preset, &out, args.seeds)?,
             driver: Driver {
                 out,
                 ..driver.clone()
@@ -124,8 +129,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     progress.close();
     let reports = reports?;
     match &reports[..] {
-        [report] if recipe.alone => report.announce(&out),
-        _ => Whole::of(&recipe.name, recipe.title.as_deref(), &reports).write(&out)?,
+        [report] if recipe.alone => report::announce(report, &out),
+        _ => report::write_whole(
+            &Whole::of(&recipe.name, recipe.title.as_deref(), &reports),
+            &out,
+        )?,
     }
     check(&parts, &reports)
 }
@@ -140,10 +148,10 @@ fn tell(part: &Part, alone: bool, progress: &mut Progress) -> Result<Report> {
     if !alone {
         progress.say(&format!("\n== {}", preset.name));
     }
-    let measured = |stage: &Stage| plan.measured(&stage.name);
-    let failures = drive(driver, &plan.stages, measured, progress)?;
+    let concerned = |stage: &Stage| plan.concerned(stage);
+    let failures = drive(driver, &plan.stages, concerned, progress)?;
     let results = rows::collect(preset, plan, driver, &failures)?;
-    Report::write(results, &plan.rows, &driver.out)
+    report::write(results, &plan.rows, &driver.out)
 }
 
 /// An error where rows could not be measured.
@@ -196,22 +204,24 @@ pub(crate) type Failures = BTreeMap<String, Failure>;
 
 /// Runs the stages in order.
 ///
-/// Where `measured` names the row that a stage measures, a failure of the stage ends that row and not
-/// the run: it is returned, and the row's other stages are left out.
+/// Where `concerned` names the row that alone needs a stage, a failure of the stage ends that row and
+/// not the run: it is returned, and the row's other stages are left out. A training that the binary
+/// refuses is the preset's mistake, and ends the run; one that fails keeps its folder, to be resumed.
 pub(crate) fn drive<'a>(
     driver: &Driver,
     stages: &[Stage],
-    measured: impl Fn(&Stage) -> Option<&'a Row>,
+    concerned: impl Fn(&Stage) -> Option<&'a Row>,
     progress: &mut Progress,
 ) -> Result<Failures> {
     let mut failures = Failures::new();
     for stage in stages {
-        let row = measured(stage);
+        let row = concerned(stage);
         if row.is_some_and(|r| failures.contains_key(&r.id)) {
             driver.forget(stage)?;
             progress.pass(stage, "left out, its row has failed");
             continue;
         }
+        let training = stage.leftover == Leftover::Resume;
         let outcome = driver.run(
             stage,
             |command| progress.begin(stage, command),
@@ -220,8 +230,10 @@ pub(crate) fn drive<'a>(
         match outcome {
             Ok(outcome) => progress.end(stage, outcome),
             Err(error) => match (row, error.downcast_ref::<Failed>()) {
-                (Some(row), Some(failed)) => {
-                    driver.forget(stage)?;
+                (Some(row), Some(failed)) if !(failed.refused && training) => {
+                    if !training {
+                        driver.forget(stage)?;
+                    }
                     let failure = Failure {
                         stage: stage.name.clone(),
                         error: failed.tail.clone(),

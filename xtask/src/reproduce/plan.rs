@@ -1,108 +1,77 @@
 //! From a preset to the commands of the experiment: which stages, in which order, reading and
 //! writing what. Pure: nothing is run or read here.
 
+mod mask;
+mod measure;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use tinyfusion_report::Recovery;
 
-use super::preset::{Preset, flags};
-use super::vocabulary::{Files, Leftover, Plan, Recovery, Row, Stage};
+use super::preset::Preset;
+use super::spec::{DENSE, Recoveries, flags, merged};
+use super::vocabulary::{Files, Leftover, Plan, Row, Stage};
+use mask::Mask;
 
-/// Plans the experiment of `preset` in the folder `out`.
-pub(crate) fn plan(preset: &Preset, out: &Path) -> Result<Plan> {
+/// Plans the experiment of `preset` in the folder `out`, under so many seeds from the preset's own on.
+///
+/// What no seed changes, the dense model's rows and the masks of some criteria, is there once. The
+/// first seed's rows have the same ids however many follow, so that a run can be extended.
+pub(crate) fn plan(preset: &Preset, out: &Path, seeds: u64) -> Result<Plan> {
     let mut planner = Planner {
         preset,
         out,
+        seeds,
         stages: Vec::new(),
         rows: Vec::new(),
+        masks: BTreeMap::new(),
+        models: BTreeMap::new(),
     };
     planner.dense()?;
-    let random = &preset.random;
-    for i in 0..random.masks {
-        let seed = preset.seed + i;
-        let id = format!("random-{}-seed-{seed}", slug(&random.pattern));
-        let score = [
-            "--criterion",
-            "random",
-            "--pattern",
-            &random.pattern,
-            "--seed",
-            &seed.to_string(),
-        ];
-        let mask = planner.mask(Search {
-            id,
-            name: format!("random {}, seed {seed}", random.pattern),
-            criterion: "random",
-            pattern: Some(random.pattern.clone()),
-            seed,
-            command: strings(&score),
-        })?;
-        planner.student(&mask, Recovery::FineTuning)?;
+    for repeat in 0..seeds {
+        planner.repeat(repeat)?;
     }
-    let mask = planner.mask(Search {
-        id: "oracle".into(),
-        name: "oracle (BK-SDM)".into(),
-        criterion: "oracle",
-        pattern: None,
-        seed: preset.seed,
-        command: strings(&["--criterion", "oracle"]),
-    })?;
-    planner.student(&mask, Recovery::FineTuning)?;
-    if preset.recover.oracle_kd {
-        planner.student(&mask, Recovery::MaskedKd)?;
-    }
-    for pattern in &preset.learn.patterns {
-        let delta = preset
-            .learn
-            .flags
-            .get("delta")
-            .and_then(toml::Value::as_str)
-            .unwrap_or("lora");
-        let mut command = strings(&["--pattern", pattern]);
-        command.extend(flags("learn", &preset.learn.flags)?);
-        command.extend(strings(&["--seed", &preset.seed.to_string()]));
-        let mask = planner.mask(Search {
-            id: format!("learned-{}", slug(pattern)),
-            name: format!("learned {pattern} ({delta})"),
-            criterion: "learned",
-            pattern: Some(pattern.clone()),
-            seed: preset.seed,
-            command,
-        })?;
-        planner.student(&mask, Recovery::FineTuning)?;
-        planner.student(&mask, Recovery::MaskedKd)?;
-    }
+    planner.unshared()?;
     Ok(Plan {
         stages: planner.stages,
         rows: planner.rows,
     })
 }
 
-/// A criterion with its settings, and the mask that it finds.
-struct Search {
-    id: String,
-    name: String,
-    criterion: &'static str,
-    pattern: Option<String>,
-    seed: u64,
-    /// Flags of `learn` or `score`.
-    command: Vec<String>,
+/// The names of a mask or row. The first two differ only where the experiment is repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Ids {
+    /// For files: `learned-1-2-seed-1-kd`.
+    own: String,
+    /// The same of the first seed: how presets name masks and rows.
+    first: String,
+    /// Without any seed: what rows share that differ in nothing else.
+    group: String,
 }
 
-/// A mask that has been found, cut and weighed.
-struct Mask {
-    id: String,
-    /// All that a row inherits from its mask.
-    row: Row,
-    selection: PathBuf,
-    cut: PathBuf,
+impl Ids {
+    fn then(&self, tail: &str) -> Self {
+        let then = |id: &str| format!("{id}-{tail}");
+        Self {
+            own: then(&self.own),
+            first: then(&self.first),
+            group: then(&self.group),
+        }
+    }
 }
 
 struct Planner<'a> {
     preset: &'a Preset,
     out: &'a Path,
+    seeds: u64,
     stages: Vec<Stage>,
     rows: Vec<Row>,
+    /// By their ids of the first seed, and by repeat.
+    masks: BTreeMap<(String, u64), Mask>,
+    /// The recovered models of the rows, in the same way.
+    models: BTreeMap<(String, u64), PathBuf>,
 }
 
 impl Planner<'_> {
@@ -110,18 +79,25 @@ impl Planner<'_> {
         let preset = self.preset;
         let teacher = preset.teacher.clone();
         let folder = self.out.join("rows/dense");
-        let row = Row {
+        let mut dense = Row {
             id: "dense".into(),
+            group: "dense".into(),
+            repeat: 0,
             name: "dense teacher".into(),
             criterion: "dense",
             pattern: None,
             recovery: Recovery::None,
+            recovery_label: None,
+            budget_steps: None,
+            samples_seen: None,
+            x: None,
+            labels: BTreeMap::new(),
             seed: preset.seed,
             sampling_steps: preset.sample.steps,
+            ancestors: Vec::new(),
             files: Files::default(),
             stages: Vec::new(),
         };
-        let mut dense = row.clone();
         self.inspect(&mut dense, &teacher, &folder);
         self.loss(&mut dense, &teacher, &folder.join("loss.json"), "loss")?;
         let seconds = preset.seconds.sample_dense;
@@ -131,11 +107,13 @@ impl Planner<'_> {
             .iter()
             .map(|&steps| Row {
                 id: format!("dense-{steps}-steps"),
+                group: format!("dense-{steps}-steps"),
                 name: format!("dense teacher, {steps} {}", preset.sample.counted.words()),
                 sampling_steps: steps,
                 ..dense.clone()
             })
             .collect();
+        self.activations(&mut dense, &teacher, &folder)?;
         self.sample(dense, &teacher, seconds)?;
         for row in fewer {
             let part = row.sampling_steps as f64 / preset.sample.steps as f64;
@@ -144,128 +122,118 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The mask of a criterion: search or score, cut, and its loss before any recovery.
-    fn mask(&mut self, search: Search) -> Result<Mask> {
-        let Search {
-            id,
-            name,
-            criterion,
-            pattern,
-            seed,
-            command,
-        } = search;
+    /// All masks and rows under one seed.
+    fn repeat(&mut self, repeat: u64) -> Result<()> {
         let preset = self.preset;
-        let folder = self.out.join("masks").join(&id);
-        let (found, cut) = (folder.join("search"), folder.join("cut"));
-        let selection = found.join("selection.json");
-        let learned = criterion == "learned";
-        let verb = if learned { "learn" } else { "score" };
-        let mut args = strings(&[verb, &say(&preset.teacher), &say(&found)]);
-        args.extend(command);
-        let mut row = Row {
-            id: id.clone(),
-            name,
-            criterion,
-            pattern,
-            recovery: Recovery::None,
-            seed,
-            sampling_steps: preset.sample.steps,
-            files: Files {
-                selection: Some(selection.clone()),
-                history: learned.then(|| found.join("history.jsonl")),
-                search_metrics: learned.then(|| found.join("metrics.jsonl")),
-                ..Files::default()
-            },
-            stages: Vec::new(),
-        };
-        let mut outputs = vec![selection.clone()];
-        outputs.extend(row.files.history.clone());
-        outputs.extend(row.files.search_metrics.clone());
-        self.stage(
-            &mut row,
-            "search",
-            Stage {
-                name: format!("{id}/search"),
-                args,
-                inputs: vec![preset.teacher.clone()],
-                outputs,
-                folder: Some(found),
-                leftover: if learned {
-                    Leftover::Resume
-                } else {
-                    Leftover::Remove
-                },
-                capture: None,
-                seconds: if learned {
-                    preset.seconds.learn
-                } else {
-                    preset.seconds.other
-                },
-            },
-        );
-        self.stage(
-            &mut row,
-            "cut",
-            Stage {
-                name: format!("{id}/cut"),
-                args: strings(&[
-                    "cut",
-                    &say(&preset.teacher),
-                    &say(&cut),
-                    "--selection",
-                    &say(&selection),
-                ]),
-                inputs: vec![preset.teacher.clone(), selection.clone()],
-                outputs: model_files(&cut),
-                folder: Some(cut.clone()),
-                leftover: Leftover::Remove,
-                capture: None,
-                seconds: preset.seconds.other,
-            },
-        );
-        self.inspect(&mut row, &cut, &folder);
-        let calibration = folder.join("calibration.json");
-        self.loss(&mut row, &cut, &calibration, "calibration")?;
-        row.files.calibration = Some(calibration);
-        Ok(Mask {
-            id,
-            row,
-            selection,
-            cut,
-        })
+        for masks in &preset.masks {
+            let wanted = |r: &&Recoveries| {
+                let named = masks.recoveries.as_ref();
+                named.is_none_or(|names| names.contains(&r.id))
+            };
+            let recoveries: Vec<&Recoveries> = preset.recoveries.iter().filter(wanted).collect();
+            for extent in masks.extents() {
+                for draw in 0..masks.draws {
+                    let mask = self
+                        .mask(masks, &extent, draw, repeat)
+                        .with_context(|| format!("masks `{}`", masks.label()))?;
+                    for recovery in &recoveries {
+                        self.recover(&mask, recovery, repeat)
+                            .with_context(|| format!("recovery `{}`", recovery.id))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of a mask: one for each budget.
+    fn recover(&mut self, mask: &Mask, recovery: &Recoveries, repeat: u64) -> Result<()> {
+        let preset = self.preset;
+        if preset.budgets.is_empty() {
+            return self.student(mask, recovery, None, repeat);
+        }
+        preset
+            .budgets
+            .iter()
+            .try_for_each(|b| self.student(mask, recovery, Some(b.steps), repeat))
     }
 
     /// A row of the table: the mask's cut model recovered, then measured.
-    fn student(&mut self, mask: &Mask, recovery: Recovery) -> Result<()> {
+    fn student(
+        &mut self,
+        mask: &Mask,
+        recovery: &Recoveries,
+        budget: Option<u64>,
+        repeat: u64,
+    ) -> Result<()> {
         let preset = self.preset;
-        let kd = recovery == Recovery::MaskedKd;
+        let seed = preset.seed + repeat;
+        let mut ids = mask.rows.then(&recovery.id);
+        let mut name = format!("{}, {}", mask.row.name, recovery.label);
+        let mut base = preset.recover.clone();
+        if let Some(steps) = budget {
+            ids = ids.then(&format!("{steps}-steps"));
+            name += &format!(", {steps} steps");
+            base.insert("steps".into(), whole(steps)?);
+        }
+        let all = merged(&base, &recovery.flags);
+        let number = |key: &str| all.get(key).and_then(toml::Value::as_integer);
+        let count = |key: &str| number(key).and_then(|n| u64::try_from(n).ok());
+        let steps = count("steps").with_context(|| "`steps` is not a number of steps")?;
         let mut row = Row {
-            id: format!("{}-{}", mask.id, if kd { "kd" } else { "ft" }),
-            name: format!(
-                "{}, {}",
-                mask.row.name,
-                if kd { "masked KD" } else { "fine-tuned" }
-            ),
-            recovery,
+            id: ids.own.clone(),
+            group: ids.group.clone(),
+            repeat,
+            name,
+            recovery: match (&recovery.teacher, recovery.features()) {
+                (None, _) => Recovery::FineTuning,
+                (Some(_), Some("none")) => Recovery::OutputKd,
+                (Some(_), Some("all")) => Recovery::FeatureKd,
+                // By both masks at once or by each for itself.
+                (Some(_), _) => Recovery::MaskedKd,
+            },
+            recovery_label: Some(recovery.label.clone()),
+            budget_steps: Some(steps),
+            samples_seen: count("batch-size").map(|batch| steps * batch),
+            x: recovery.x,
+            labels: mask
+                .row
+                .labels
+                .clone()
+                .into_iter()
+                .chain(recovery.labels.clone())
+                .collect(),
             ..mask.row.clone()
         };
         let folder = self.out.join("rows").join(&row.id);
         let recovered = folder.join("recovered");
         let model = recovered.join("model");
         let mut args = strings(&["distill", &say(&mask.cut), &say(&recovered)]);
-        args.extend(flags("distill", &preset.recover.flags)?);
+        base.retain(|key, _| !recovery.flags.contains_key(key));
+        args.extend(flags("distill", &base)?);
         let mut inputs = vec![mask.cut.clone()];
-        if kd {
-            args.extend(strings(&["--teacher", &say(&preset.teacher)]));
-            args.extend(strings(&["--selection", &say(&mask.selection)]));
-            args.extend(flags("distill", &preset.recover.kd)?);
-            inputs.extend([preset.teacher.clone(), mask.selection.clone()]);
+        if let Some(teacher) = &recovery.teacher {
+            let teacher = self.model(teacher, repeat)?;
+            args.extend(strings(&["--teacher", &say(&teacher)]));
+            if recovery.matches_features() {
+                let selection = aligned(mask, &teacher)?;
+                args.extend(strings(&["--selection", &say(&selection)]));
+                inputs.extend([teacher, selection]);
+            } else {
+                inputs.push(teacher);
+            }
         }
-        args.extend(strings(&["--seed", &preset.seed.to_string()]));
+        args.extend(flags("distill", &recovery.flags)?);
+        args.extend(strings(&["--seed", &seed.to_string()]));
         let metrics = recovered.join("metrics.jsonl");
         let mut outputs = model_files(&model);
         outputs.push(metrics.clone());
         let id = row.id.clone();
+        let seconds = match &recovery.teacher {
+            Some(_) => preset.seconds.kd,
+            None => preset.seconds.fine_tune,
+        };
+        let longest = preset.budgets.iter().map(|b| b.steps).max();
         self.stage(
             &mut row,
             "recovery",
@@ -277,129 +245,43 @@ impl Planner<'_> {
                 folder: Some(recovered),
                 leftover: Leftover::Resume,
                 capture: None,
-                seconds: if kd {
-                    preset.seconds.kd
-                } else {
-                    preset.seconds.fine_tune
-                },
+                seconds: seconds * steps as f64 / longest.unwrap_or(steps).max(1) as f64,
             },
         );
         row.files.metrics = Some(metrics);
         self.loss(&mut row, &model, &folder.join("loss.json"), "loss")?;
+        self.activations(&mut row, &model, &folder)?;
+        self.models.insert((ids.first, repeat), model.clone());
         self.sample(row, &model, preset.seconds.sample_student)
     }
 
-    fn inspect(&mut self, row: &mut Row, model: &Path, folder: &Path) {
-        let file = folder.join("inspect.json");
-        let id = row.id.clone();
-        self.stage(
-            row,
-            "inspect",
-            Stage {
-                name: format!("{id}/inspect"),
-                args: strings(&["inspect", &say(model), "--json"]),
-                inputs: vec![model.to_path_buf()],
-                outputs: vec![file.clone()],
-                folder: None,
-                leftover: Leftover::Remove,
-                capture: Some(file.clone()),
-                seconds: self.preset.seconds.other,
-            },
-        );
-        row.files.inspect = file;
-    }
-
-    fn loss(
-        &mut self,
-        row: &mut Row,
-        model: &Path,
-        file: &Path,
-        label: &'static str,
-    ) -> Result<()> {
-        let mut args = strings(&["loss", &say(model)]);
-        args.extend(flags("loss", &self.preset.loss)?);
-        args.extend(strings(&["--json", &say(file)]));
-        let id = row.id.clone();
-        self.stage(
-            row,
-            label,
-            Stage {
-                name: format!("{id}/{label}"),
-                args,
-                inputs: vec![model.to_path_buf()],
-                outputs: vec![file.to_path_buf()],
-                folder: None,
-                leftover: Leftover::Remove,
-                capture: None,
-                seconds: self.preset.seconds.loss,
-            },
-        );
-        row.files.loss = file.to_path_buf();
-        Ok(())
-    }
-
-    /// Samples and scores, which completes the row.
-    fn sample(&mut self, mut row: Row, model: &Path, seconds: f64) -> Result<()> {
-        let preset = self.preset;
-        let folder = self.out.join("rows").join(&row.id);
-        let (samples, scores) = (folder.join("samples"), folder.join("scores.json"));
-        let npz = samples.join("samples.npz");
-        row.files.sample = samples.join("sample.json");
-        row.files.grid = samples.join("grid.png");
-        row.files.scores = scores.clone();
-        let mut args = strings(&["sample", &say(model), &say(&samples)]);
-        let counted = preset.sample.counted.flag();
-        args.extend(strings(&[counted, &row.sampling_steps.to_string()]));
-        args.extend(flags("sample", &preset.sample.flags)?);
-        let id = row.id.clone();
-        let outputs = vec![
-            npz.clone(),
-            row.files.sample.clone(),
-            row.files.grid.clone(),
-        ];
-        self.stage(
-            &mut row,
-            "sampling",
-            Stage {
-                name: format!("{id}/sampling"),
-                args,
-                inputs: vec![model.to_path_buf()],
-                outputs,
-                folder: Some(samples),
-                leftover: Leftover::Remove,
-                capture: None,
-                seconds,
-            },
-        );
-        let reference = &preset.evaluate.reference;
-        let classifier = &preset.classifier;
-        let mut inputs = vec![npz.clone(), classifier.clone()];
-        if !reference.starts_with("shapes:") {
-            inputs.push(reference.into());
+    /// The model that a preset names: `dense`, or the id of a row before.
+    fn model(&self, name: &str, repeat: u64) -> Result<PathBuf> {
+        if name == DENSE {
+            return Ok(self.preset.teacher.clone());
         }
-        let mut args = strings(&["evaluate", reference, &say(&npz)]);
-        args.extend(strings(&[
-            "--classifier",
-            &say(classifier),
-            "--json",
-            &say(&scores),
-        ]));
-        self.stage(
-            &mut row,
-            "evaluation",
-            Stage {
-                name: format!("{id}/evaluation"),
-                args,
-                inputs,
-                outputs: vec![scores],
-                folder: None,
-                leftover: Leftover::Remove,
-                capture: None,
-                seconds: preset.seconds.evaluate,
-            },
-        );
-        self.rows.push(row);
-        Ok(())
+        let found = self.models.get(&(name.to_string(), repeat));
+        found.cloned().with_context(|| {
+            let known = self.models.keys().filter(|k| k.1 == repeat);
+            let known: Vec<&str> = known.map(|k| k.0.as_str()).collect();
+            format!(
+                "no row `{name}` stands before; there are {DENSE}, {}",
+                known.join(", ")
+            )
+        })
+    }
+
+    /// An error where two rows would have the same files.
+    fn unshared(&self) -> Result<()> {
+        let mut names: Vec<&str> = self.stages.iter().map(|s| s.name.as_str()).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|w| w[0] == w[1]) {
+            None => Ok(()),
+            Some(w) => bail!(
+                "two rows or masks of the preset are called `{}`; give one of their [[masks]] an `id`",
+                w[0].split('/').next().unwrap_or(w[0])
+            ),
+        }
     }
 
     fn stage(&mut self, row: &mut Row, label: &'static str, stage: Stage) {
@@ -408,14 +290,26 @@ impl Planner<'_> {
     }
 }
 
+/// The selection that aligns the mask's model with `teacher`.
+fn aligned(mask: &Mask, teacher: &Path) -> Result<PathBuf> {
+    match &mask.row.files.selection {
+        Some(selection) if mask.parent == teacher => Ok(selection.clone()),
+        _ => bail!(
+            "its hidden states cannot be matched with those of {}, which is not what `{}` was cut from; \
+             say features = \"none\"",
+            teacher.display(),
+            mask.rows.first
+        ),
+    }
+}
+
+fn whole(n: u64) -> Result<toml::Value> {
+    Ok(toml::Value::Integer(i64::try_from(n)?))
+}
+
 /// The files of a model directory.
 pub(crate) fn model_files(folder: &Path) -> Vec<PathBuf> {
     vec![folder.join("model.safetensors"), folder.join("config.json")]
-}
-
-/// A pattern in a file's name: `2:4x7,3:4` as `2-4x7_3-4`.
-fn slug(pattern: &str) -> String {
-    pattern.replace(':', "-").replace(',', "_")
 }
 
 pub(crate) fn say(path: &Path) -> String {

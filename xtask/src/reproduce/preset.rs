@@ -4,62 +4,49 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use tinyfusion_report::Study;
 
-/// Everything that one experiment is made of. The tables named `flags` hold long flags of the
-/// binary's commands and are handed to it as they stand.
+use super::spec::{Budget, DENSE, Masks, Recoveries, flags, merged};
+
+/// Everything that one experiment is made of. The tables of flags hold long flags of the binary's commands and are
+/// handed to it as they stand.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Preset {
     /// Name of the preset: the stem of its file.
     #[serde(skip_deserializing)]
     pub(crate) name: String,
+    /// The table or figure of the paper that it repeats in small, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) study: Option<Study>,
     /// Model directory of the dense teacher.
     pub(crate) teacher: PathBuf,
     /// Model directory of the classifier whose features are compared.
     pub(crate) classifier: PathBuf,
     /// Seed of every search and every recovery; random mask i has seed + i.
     pub(crate) seed: u64,
-    pub(crate) learn: Learn,
-    pub(crate) random: Random,
-    pub(crate) recover: Recover,
+    /// Flags of every `tinyfusion learn`.
+    #[serde(default)]
+    pub(crate) learn: toml::Table,
+    /// Flags of every `tinyfusion score` that looks at images.
+    #[serde(default)]
+    pub(crate) score: toml::Table,
+    /// In the order of the table.
+    pub(crate) masks: Vec<Masks>,
+    /// Flags of every `tinyfusion distill`: the same budget for every row.
+    pub(crate) recover: toml::Table,
+    pub(crate) recoveries: Vec<Recoveries>,
+    /// Several budgets in place of the one in `recover`.
+    #[serde(default)]
+    pub(crate) budgets: Vec<Budget>,
     /// Flags of `tinyfusion loss`.
     pub(crate) loss: toml::Table,
+    /// Flags of `tinyfusion activations`, which then looks at the dense and every recovered model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) activations: Option<toml::Table>,
     pub(crate) sample: Sample,
     pub(crate) evaluate: Evaluate,
     pub(crate) seconds: Seconds,
-}
-
-/// The learned masks: one search per pattern.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Learn {
-    pub(crate) patterns: Vec<String>,
-    pub(crate) flags: toml::Table,
-}
-
-/// The random masks, the control of every criterion.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Random {
-    pub(crate) pattern: String,
-    pub(crate) masks: u64,
-}
-
-/// The recovery, with the same budget for every row.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Recover {
-    /// For every row.
-    pub(crate) flags: toml::Table,
-    /// Added for the rows with knowledge distillation.
-    pub(crate) kd: toml::Table,
-    /// Whether the oracle's mask is also recovered with knowledge distillation, as the learned ones are.
-    #[serde(default = "yes")]
-    pub(crate) oracle_kd: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// Sampling, the same noise for every row.
@@ -116,13 +103,16 @@ pub(crate) struct Evaluate {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Seconds {
     pub(crate) learn: f64,
+    /// A score that looks at images.
+    #[serde(default)]
+    pub(crate) score: f64,
     pub(crate) fine_tune: f64,
     pub(crate) kd: f64,
     pub(crate) loss: f64,
     pub(crate) sample_dense: f64,
     pub(crate) sample_student: f64,
     pub(crate) evaluate: f64,
-    /// score, cut, inspect
+    /// A score that draws or looks at weights, cut, inspect.
     pub(crate) other: f64,
 }
 
@@ -169,12 +159,7 @@ impl Preset {
             name,
             ..toml::from_str(text)?
         };
-        if preset.learn.patterns.is_empty() {
-            bail!("learn.patterns is empty; give at least one pattern, such as \"1:2\"");
-        }
-        if preset.random.masks == 0 {
-            bail!("random.masks is 0; without random masks no criterion can be judged");
-        }
+        check_rows(&preset)?;
         let Sample {
             steps, fewer_steps, ..
         } = &preset.sample;
@@ -187,13 +172,16 @@ impl Preset {
             );
         }
         for (command, table) in [
-            ("learn", &preset.learn.flags),
-            ("distill", &preset.recover.flags),
-            ("distill", &preset.recover.kd),
+            ("learn", &preset.learn),
+            ("score", &preset.score),
+            ("distill", &preset.recover),
             ("loss", &preset.loss),
             ("sample", &preset.sample.flags),
         ] {
             flags(command, table)?;
+        }
+        if let Some(table) = &preset.activations {
+            flags("activations", table)?;
         }
         let counted = preset.sample.counted.flag();
         if preset
@@ -207,37 +195,49 @@ impl Preset {
     }
 }
 
-/// `{ batch-size = 64, lr = 5e-4 }` as `--batch-size 64 --lr 0.0005`, for a command of the binary.
-///
-/// The only flag with the value true or false is `--clip` of `sample`; every other boolean of the
-/// binary is a switch that changes what is printed or stored, which is not a preset's to choose.
-pub(crate) fn flags(command: &str, table: &toml::Table) -> Result<Vec<String>> {
-    let mut args = Vec::new();
-    for (key, value) in table {
-        let flag = format!("--{}", key.replace('_', "-"));
-        match value {
-            toml::Value::Boolean(on) if (command, key.as_str()) == ("sample", "clip") => {
-                args.extend([flag, on.to_string()]);
-            }
-            toml::Value::Boolean(on) => bail!(
-                "`{key} = {on}`: `tinyfusion {command}` has no setting `{key}` that is true or false; \
-                 give a number or a text (the only setting of this kind is `clip` of `sample`)"
-            ),
-            toml::Value::String(s) => args.extend([flag, s.clone()]),
-            toml::Value::Integer(n) => args.extend([flag, n.to_string()]),
-            toml::Value::Float(x) => args.extend([flag, x.to_string()]),
-            other => bail!(
-                "`{key}` has a value of type {}; a flag's value is a number or a text",
-                other.type_str()
-            ),
+/// Masks, recoveries and budgets of a preset, each by itself; what they say of each other is the plan's to check.
+fn check_rows(preset: &Preset) -> Result<()> {
+    if preset.masks.is_empty() {
+        bail!(
+            "there is no [[masks]]; give at least one, such as criterion = \"random\" with patterns = [\"1:2\"]"
+        );
+    }
+    if preset.recoveries.is_empty() {
+        bail!(
+            "there is no [[recoveries]]; give at least one, such as id = \"ft\" with label = \"fine-tuned\""
+        );
+    }
+    for masks in &preset.masks {
+        masks.check(&preset.recoveries)?;
+    }
+    for (i, recovery) in preset.recoveries.iter().enumerate() {
+        let id = &recovery.id;
+        if preset.recoveries[..i].iter().any(|r| r.id == *id) {
+            bail!("[[recoveries]] has `{id}` twice");
+        }
+        flags("distill", &recovery.flags).with_context(|| format!("recovery `{id}`"))?;
+        if recovery.teacher.is_none() && recovery.flags.contains_key("features") {
+            bail!("recovery `{id}` matches features without a teacher; add teacher = \"{DENSE}\"");
+        }
+        let flags = merged(&preset.recover, &recovery.flags);
+        if preset.budgets.is_empty() && !flags.contains_key("steps") {
+            bail!("recovery `{id}` has no `steps`; give them in [recover], or as [[budgets]]");
+        }
+        if !preset.budgets.is_empty() && flags.contains_key("steps") {
+            bail!("recovery `{id}` has `steps` beside those of [[budgets]]");
         }
     }
-    Ok(args)
+    let twice = |(i, b): (usize, &Budget)| preset.budgets[..i].iter().any(|a| a.steps == b.steps);
+    if preset.budgets.iter().enumerate().any(twice) || preset.budgets.iter().any(|b| b.steps == 0) {
+        bail!("[[budgets]] needs steps that differ and are not 0");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::reproduce::spec::Criterion;
 
     pub(crate) fn embedded(name: &str) -> Preset {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -246,7 +246,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_embedded_presets_have_what_an_honest_table_needs() {
-        for (name, masks, patterns) in [
+        for (name, draws, patterns) in [
             ("tiny", 4, 2),
             ("smoke-dit", 4, 2),
             ("smoke-sit", 1, 1),
@@ -257,45 +257,19 @@ pub(crate) mod tests {
         ] {
             let preset = embedded(name);
             assert_eq!(preset.name, name);
-            assert!(preset.random.masks >= masks, "{name}");
-            let learned = &preset.learn.patterns;
-            assert!(learned.len() >= patterns, "{name}");
+            let masks = |criterion| {
+                let found = preset.masks.iter().find(|m| m.criterion == criterion);
+                found.unwrap_or_else(|| panic!("{name} has no {criterion:?}"))
+            };
+            let (random, learned) = (masks(Criterion::Random), masks(Criterion::Learned));
+            assert!(random.draws >= draws, "{name}");
+            assert!(learned.patterns.len() >= patterns, "{name}");
             // The random masks are drawn from the set that one of the learned ones is from.
-            assert!(learned.contains(&preset.random.pattern), "{name}");
+            assert!(learned.patterns.contains(&random.patterns[0]), "{name}");
             assert!(!preset.sample.fewer_steps.is_empty(), "{name}");
-            assert_eq!(
-                preset.recover.kd["features"].as_str(),
-                Some("masked"),
-                "{name}"
-            );
-            assert_eq!(preset.learn.flags["delta"].as_str(), Some("lora"), "{name}");
+            assert_eq!(preset.recoveries[1].features(), Some("masked"), "{name}");
+            assert_eq!(preset.learn["delta"].as_str(), Some("lora"), "{name}");
         }
-    }
-
-    #[test]
-    fn tables_become_flags() {
-        let table: toml::Table =
-            toml::from_str("lr = 5e-4\nbatch_size = 64\nwhat = \"dit\"").unwrap();
-        assert_eq!(
-            flags("pretrain", &table).unwrap(),
-            ["--batch-size", "64", "--lr", "0.0005", "--what", "dit"]
-        );
-        let refused = |command: &str, text: &str| {
-            let table: toml::Table = toml::from_str(text).unwrap();
-            flags(command, &table).unwrap_err().to_string()
-        };
-        assert!(refused("loss", "a = [1]").contains("`a` has a value of type array"));
-        // `clip` takes a value in `sample`, is a number in training, and no switch is passed on.
-        for on in ["true", "false"] {
-            let clip: toml::Table = toml::from_str(&format!("clip = {on}")).unwrap();
-            assert_eq!(flags("sample", &clip).unwrap(), ["--clip", on]);
-        }
-        let said = refused("distill", "clip = true");
-        assert!(
-            said.contains("`tinyfusion distill` has no setting `clip`"),
-            "{said}"
-        );
-        assert!(refused("sample", "quiet = false").contains("`quiet = false`"));
     }
 
     #[test]
@@ -303,7 +277,7 @@ pub(crate) mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let unknown = file_of("tinny", &root).unwrap_err().to_string();
         assert!(
-            unknown.contains("`tinny`") && unknown.contains("table2-sit, tiny"),
+            unknown.contains("`tinny`") && unknown.contains("table1, table2, "),
             "{unknown}"
         );
         let text = std::fs::read_to_string(file_of("smoke-dit", &root).unwrap()).unwrap();
@@ -314,7 +288,51 @@ pub(crate) mod tests {
                 Preset::parse(&text.replace(from, to), "x".into()).unwrap_err()
             )
         };
-        assert!(broken("masks = 4", "masks = 0").contains("random.masks"));
+        for (from, to, part) in [
+            ("draws = 4", "draws = 0", "masks `random`: draws is 0"),
+            ("draws = 4", "drwas = 4", "drwas"),
+            ("criterion = \"oracle\"", "criterion = \"orakel\"", "orakel"),
+            (
+                "criterion = \"oracle\"",
+                "criterion = \"oracle\"\ndraws = 2",
+                "masks `oracle`: draws is 2",
+            ),
+            (
+                "criterion = \"oracle\"",
+                "criterion = \"fixed\"",
+                "needs `blocks`",
+            ),
+            (
+                "criterion = \"oracle\"",
+                "criterion = \"width\"",
+                "needs an `id`",
+            ),
+            (
+                "[\"ft\"]",
+                "[\"fit\"]",
+                "no recovery `fit`; there are ft, kd",
+            ),
+            ("[\"ft\"]", "[]", "`recoveries` is empty"),
+            (
+                "id = \"kd\"",
+                "id = \"ft\"",
+                "[[recoveries]] has `ft` twice",
+            ),
+            (
+                "teacher = \"dense\"",
+                "",
+                "`kd` matches features without a teacher",
+            ),
+            (
+                "[loss]",
+                "[[budgets]]\nsteps = 3\n[loss]",
+                "beside those of [[budgets]]",
+            ),
+            ("[\"1:2\", \"2:4\"]", "[]", "learned masks need `patterns`"),
+        ] {
+            let said = broken(from, to);
+            assert!(said.contains(part), "{part}: {said}");
+        }
         let fewer = broken("fewer_steps = [2]", "fewer_steps = [9]");
         assert!(
             fewer.contains("has 9; expected at least 1 and fewer than sample.steps = 4"),
@@ -322,10 +340,6 @@ pub(crate) mod tests {
         );
         let none = broken("steps = 4\nfewer_steps", "steps = 0\nfewer_steps");
         assert!(none.contains("sample.steps is 0"), "{none}");
-        assert!(
-            broken("patterns = [\"1:2\", \"2:4\"]", "patterns = []").contains("learn.patterns")
-        );
-        assert!(broken("masks = 4", "maks = 4").contains("maks"));
         let twice = broken("count = 40", "count = 40\nsteps = 3");
         assert!(twice.contains("already: --steps"), "{twice}");
     }

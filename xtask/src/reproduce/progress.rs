@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use tinyfusion_report::duration;
 
 use super::stage::Outcome;
 use super::vocabulary::Stage;
@@ -127,16 +128,6 @@ impl Progress {
     }
 }
 
-/// `75` as `1:15 min`.
-pub(crate) fn duration(seconds: f64) -> String {
-    let s = seconds.round().max(0.0) as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{}:{:02} min", s / 60, s % 60),
-        _ => format!("{}:{:02} h", s / 3600, s % 3600 / 60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,12 +158,5 @@ mod tests {
             ..Account::default()
         };
         assert!((skipped.left(0.0, 0.0) - 50.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn durations_read_well() {
-        assert_eq!(duration(9.4), "9 s");
-        assert_eq!(duration(75.0), "1:15 min");
-        assert_eq!(duration(7260.0), "2:01 h");
     }
 }

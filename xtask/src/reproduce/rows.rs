@@ -1,190 +1,18 @@
 //! From the files of a finished run to `results.json`.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tinyfusion_report::{Aggregate, Cost, Failure, ResultRow, Results, Traces};
 
 use super::Failures;
 use super::preset::Preset;
 use super::stage::Driver;
-use super::vocabulary::{Failure, Plan, Recovery, Row};
-use crate::files;
-use crate::machine::Machine;
-
-/// Everything that the experiment found: the content of `results.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Results {
-    /// Name of the preset.
-    pub(crate) preset: String,
-    /// The preset itself.
-    pub(crate) settings: Value,
-    /// `DiT`, `SiT` or `MAR`: the teacher's architecture.
-    pub(crate) family: String,
-    /// Model directory of the teacher.
-    pub(crate) teacher: PathBuf,
-    pub(crate) machine: Machine,
-    /// What the scores are computed on; not Inception.
-    pub(crate) features: String,
-    pub(crate) reference_count: Option<u64>,
-    pub(crate) sample_count: Option<u64>,
-    /// Seconds of all stages, each counted once.
-    pub(crate) seconds: f64,
-    /// Seconds on the clock, over all sessions that it took to run the stages.
-    #[serde(default)]
-    pub(crate) wall_seconds: f64,
-    /// Largest memory of any stage.
-    pub(crate) peak_rss_bytes: Option<u64>,
-    /// What the evaluator had to warn of, without repetition.
-    pub(crate) warnings: Vec<String>,
-    pub(crate) rows: Vec<ResultRow>,
-    /// Every command, in order, to be pasted at the repository's root.
-    pub(crate) commands: Vec<String>,
-    /// The random masks taken together.
-    pub(crate) random: Option<Aggregate>,
-}
-
-/// One method.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct ResultRow {
-    pub(crate) id: String,
-    pub(crate) name: String,
-    /// `dense`, `random`, `oracle` or `learned`.
-    pub(crate) criterion: String,
-    pub(crate) pattern: Option<String>,
-    pub(crate) recovery: Recovery,
-    pub(crate) seed: u64,
-    pub(crate) sampling_steps: u64,
-    /// Blocks of the teacher that are kept.
-    pub(crate) kept_layers: Vec<usize>,
-    pub(crate) depth: usize,
-    pub(crate) parameters: u64,
-    /// Denoising loss of the cut model before recovery; none for the dense teacher, and where it is
-    /// not a finite number.
-    pub(crate) calibration_loss: Option<f64>,
-    /// Denoising loss (fixed t and noise) of the model that was sampled, and its standard error; none
-    /// where it is not a finite number.
-    pub(crate) held_out_loss: Option<f64>,
-    pub(crate) held_out_standard_error: Option<f64>,
-    pub(crate) fid: Option<f64>,
-    /// Does not apply to the classifier's features.
-    pub(crate) sfid: Option<f64>,
-    pub(crate) inception_score: Option<f64>,
-    pub(crate) precision: Option<f64>,
-    pub(crate) recall: Option<f64>,
-    pub(crate) kid: Option<f64>,
-    /// Share of the samples that the classifier takes for their label.
-    pub(crate) accuracy: Option<f64>,
-    /// None where sampling failed.
-    pub(crate) images_per_second: Option<f64>,
-    /// What kept the row from being measured.
-    pub(crate) failed: Option<Failure>,
-    pub(crate) stages: BTreeMap<String, Cost>,
-}
-
-impl ResultRow {
-    /// The FID that a row may be judged by: none for a model that diverged, whatever it drew.
-    pub(crate) fn score(&self) -> Option<f64> {
-        self.fid.filter(|f| f.is_finite() && !self.diverged())
-    }
-
-    /// Whether the model's loss was measured and is not a number.
-    pub(crate) fn diverged(&self) -> bool {
-        let unmeasured = |f: &Failure| f.stage.ends_with("/loss");
-        self.held_out_loss.is_none() && !self.failed.as_ref().is_some_and(unmeasured)
-    }
-}
-
-/// What one stage took.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Cost {
-    pub(crate) seconds: f64,
-    pub(crate) peak_rss_bytes: Option<u64>,
-}
-
-/// Median and spread of one number over the random masks.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
-}
-
-impl Spread {
-    /// Of at least one number, all finite.
-    pub(crate) fn of(values: &[f64]) -> Option<Self> {
-        let mut v = values.to_vec();
-        v.sort_by(f64::total_cmp);
-        let (min, max) = (*v.first()?, *v.last()?);
-        let median = f64::midpoint(v[(v.len() - 1) / 2], v[v.len() / 2]);
-        Some(Self { median, min, max })
-    }
-
-    pub(crate) fn width(self) -> f64 {
-        self.max - self.min
-    }
-}
-
-/// The random masks as one row.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Aggregate {
-    pub(crate) name: String,
-    /// Masks with numbers: those that neither diverged nor failed.
-    pub(crate) count: usize,
-    pub(crate) calibration_loss: Option<Spread>,
-    pub(crate) held_out_loss: Option<Spread>,
-    pub(crate) fid: Option<Spread>,
-    pub(crate) inception_score: Option<Spread>,
-    pub(crate) precision: Option<Spread>,
-    pub(crate) recall: Option<Spread>,
-    pub(crate) kid: Option<Spread>,
-    pub(crate) accuracy: Option<Spread>,
-    pub(crate) images_per_second: Option<Spread>,
-}
-
-impl Aggregate {
-    /// Of the recovered random masks among `rows`.
-    pub(crate) fn of(rows: &[ResultRow]) -> Option<Self> {
-        let (random, lost): (Vec<&ResultRow>, Vec<&ResultRow>) = rows
-            .iter()
-            .filter(|r| r.criterion == "random")
-            .partition(|r| !r.diverged() && r.failed.is_none());
-        let first = random.first()?;
-        let over = |f: &dyn Fn(&ResultRow) -> Option<f64>| {
-            Spread::of(
-                &random
-                    .iter()
-                    .filter_map(|r| f(r))
-                    .filter(|x| x.is_finite())
-                    .collect::<Vec<_>>(),
-            )
-        };
-        let pattern = first.pattern.as_deref().unwrap_or("any");
-        let lost = match lost.len() {
-            0 => String::new(),
-            n => format!(" ({n} more diverged or failed)"),
-        };
-        Some(Self {
-            name: format!(
-                "random {pattern}, median of {}{lost}, fine-tuned",
-                random.len()
-            ),
-            count: random.len(),
-            calibration_loss: over(&|r| r.calibration_loss),
-            held_out_loss: over(&|r| r.held_out_loss),
-            fid: over(&|r| r.fid),
-            inception_score: over(&|r| r.inception_score),
-            precision: over(&|r| r.precision),
-            recall: over(&|r| r.recall),
-            kid: over(&|r| r.kid),
-            accuracy: over(&|r| r.accuracy),
-            images_per_second: over(&|r| r.images_per_second),
-        })
-    }
-}
+use super::vocabulary::{Plan, Row};
+use crate::{files, machine};
 
 /// `selection.json`, as far as it is needed here.
 #[derive(Deserialize)]
@@ -234,7 +62,7 @@ pub(crate) fn collect(
         settings: serde_json::to_value(preset)?,
         family: family(plan)?,
         teacher: preset.teacher.clone(),
-        machine: Machine::of_here(&driver.binary_sha256),
+        machine: machine::of_here(&driver.binary_sha256),
         features: String::new(),
         reference_count: None,
         sample_count: None,
@@ -245,6 +73,7 @@ pub(crate) fn collect(
         rows: Vec::new(),
         commands: plan.stages.iter().map(|s| driver.command(s)).collect(),
         random: None,
+        study: preset.study.clone(),
     };
     for stage in &plan.stages {
         // A killed session is on no clock but that of the training which it began.
@@ -262,7 +91,7 @@ pub(crate) fn collect(
         let scores: Option<Scores> = measured(&row.files.scores, failed)?;
         results
             .rows
-            .push(result_row(row, scores.as_ref(), failed, driver)?);
+            .push(result_row(row, scores.as_ref(), failed, preset, driver)?);
         let Some(scores) = scores else { continue };
         for warning in scores.warnings {
             if !results.warnings.contains(&warning) {
@@ -301,8 +130,11 @@ fn result_row(
     row: &Row,
     scores: Option<&Scores>,
     failed: Option<&Failure>,
+    preset: &Preset,
     driver: &Driver,
 ) -> Result<ResultRow> {
+    // Paths in the results are from the folder of the run.
+    let beside = |file: &Path| file.strip_prefix(&driver.out).unwrap_or(file).to_path_buf();
     let model: Value = files::read_json(&row.files.inspect)?;
     let inspected = |key: &str| {
         number(&model, key)
@@ -314,16 +146,13 @@ fn result_row(
         Some((encoder, decoder)) => encoder + decoder,
         None => inspected("depth")?,
     } as usize;
-    let kept_layers = match &row.files.selection {
-        Some(file) => files::read_json::<Selection>(file)?.kept,
-        None => (0..depth).collect(),
-    };
     let held_out: Option<Loss> = measured(&row.files.loss, failed)?;
     let sample: Option<Sample> = measured(&row.files.sample, failed)?;
     let calibration = match &row.files.calibration {
         Some(file) => files::read_json::<Loss>(file)?.loss,
         None => None,
     };
+    let activations = row.files.activations.as_deref().filter(|f| f.exists());
     let score = |of: fn(&Scores) -> Option<f64>| scores.and_then(of);
     let costs = row
         .stages
@@ -337,7 +166,7 @@ fn result_row(
         recovery: row.recovery,
         seed: row.seed,
         sampling_steps: row.sampling_steps,
-        kept_layers,
+        kept_layers: kept_layers(row, depth)?,
         depth,
         parameters: inspected("parameters")?,
         calibration_loss: calibration,
@@ -353,7 +182,40 @@ fn result_row(
         images_per_second: sample.map(|s| s.images_per_second),
         failed: failed.cloned(),
         stages: costs.collect(),
+        group: Some(row.group.clone()),
+        repetition: Some(preset.seed + row.repeat),
+        recovery_label: row.recovery_label.clone(),
+        budget_steps: row.budget_steps,
+        x: row.x,
+        samples_seen: row.samples_seen,
+        labels: row.labels.clone(),
+        traces: Traces {
+            history: row.files.history.as_deref().map(beside),
+            selection: row.files.selection.as_deref().map(beside),
+            activations: activations.map(beside),
+        },
     })
+}
+
+/// The blocks of the teacher that are kept, through all cuts on the way to the row's model.
+fn kept_layers(row: &Row, depth: usize) -> Result<Vec<usize>> {
+    let mut kept: Option<Vec<usize>> = None;
+    for file in row.ancestors.iter().chain(&row.files.selection) {
+        let chosen = files::read_json::<Selection>(file)?.kept;
+        kept = Some(match kept {
+            None => chosen,
+            Some(of) => through(&of, &chosen).with_context(|| {
+                let (file, blocks) = (file.display(), of.len());
+                format!("{file} keeps {chosen:?} of a model of {blocks} blocks")
+            })?,
+        });
+    }
+    Ok(kept.unwrap_or_else(|| (0..depth).collect()))
+}
+
+/// The blocks `chosen` of a model that itself has the blocks `of`; none where it has too few.
+fn through(of: &[usize], chosen: &[usize]) -> Option<Vec<usize>> {
+    chosen.iter().map(|&i| of.get(i).copied()).collect()
 }
 
 fn cost(driver: &Driver, stage: &str) -> Option<Cost> {
@@ -378,17 +240,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_spread_is_that_of_sorted_numbers() {
-        let spread = Spread::of(&[4.0, 1.0, 3.0, 2.0]).unwrap();
-        assert_eq!(
-            (spread.median, spread.min, spread.max, spread.width()),
-            (2.5, 1.0, 4.0, 3.0)
-        );
-        assert_eq!(Spread::of(&[7.0, 5.0, 9.0]).unwrap().median, 7.0);
-        assert!(Spread::of(&[]).is_none());
-    }
-
-    #[test]
     fn a_loss_that_is_no_number_is_null_and_a_missing_one_is_an_error() {
         let read = |text: &str| serde_json::from_str::<Loss>(text).map(|l| l.loss);
         assert_eq!(read(r#"{"loss": 0.5}"#).unwrap(), Some(0.5));
@@ -397,6 +248,12 @@ mod tests {
             None
         );
         assert!(read(r#"{"standard_error": 0.1}"#).is_err());
+    }
+
+    #[test]
+    fn a_second_cut_counts_from_the_teacher() {
+        assert_eq!(through(&[0, 3, 9, 15], &[1, 3]), Some(vec![3, 15]));
+        assert_eq!(through(&[0, 3], &[2]), None);
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(crate) struct Failed {
     text: String,
     /// The end of its log alone.
     pub(crate) tail: String,
+    /// The binary did not take the command as it stands.
+    pub(crate) refused: bool,
 }
 
 impl std::fmt::Display for Failed {
@@ -398,6 +400,8 @@ fn precious(stage: &Stage, old: Option<&Stamp>, new: &str) -> String {
 
 fn failure(stage: &Stage, command: &str, status: ExitStatus, log: &Path) -> Failed {
     const LINES: usize = 20;
+    /// The binary's exit code for a command that is not right.
+    const USAGE: i32 = 2;
     /// As much as fits into a report.
     const FEW: usize = 3;
     let text = fs::read_to_string(log).unwrap_or_default();
@@ -413,6 +417,7 @@ fn failure(stage: &Stage, command: &str, status: ExitStatus, log: &Path) -> Fail
             last(LINES, "\n    "),
         ),
         tail: last(FEW, "\n"),
+        refused: status.code() == Some(USAGE),
     }
 }
 

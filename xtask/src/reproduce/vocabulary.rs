@@ -1,8 +1,9 @@
 //! What an experiment is made of: stages, rows, and the plan that holds both.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use tinyfusion_report::Recovery;
 
 /// One call of the binary.
 #[derive(Debug, Clone)]
@@ -36,28 +37,34 @@ pub(crate) enum Leftover {
     Precious,
 }
 
-/// How a cut model was trained again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Recovery {
-    /// Nothing was cut.
-    None,
-    FineTuning,
-    MaskedKd,
-}
-
 /// One row of the table: a method, and where its numbers stand.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
     /// For files: `learned-1-2-kd`.
     pub(crate) id: String,
+    /// The id without any seed: rows of one group differ in their seeds alone.
+    pub(crate) group: String,
+    /// Which of the repeats under other seeds it belongs to; what no seed changes belongs to the first.
+    pub(crate) repeat: u64,
     /// For people: `learned 1:2 (lora), masked KD`.
     pub(crate) name: String,
     pub(crate) criterion: &'static str,
     pub(crate) pattern: Option<String>,
     pub(crate) recovery: Recovery,
+    /// How the preset calls the recovery.
+    pub(crate) recovery_label: Option<String>,
+    /// Steps of the recovery.
+    pub(crate) budget_steps: Option<u64>,
+    /// Images of the recovery, repeats counted.
+    pub(crate) samples_seen: Option<u64>,
+    /// On the x axis of the study's plot.
+    pub(crate) x: Option<f64>,
+    /// In the study's table, by column.
+    pub(crate) labels: BTreeMap<String, String>,
     pub(crate) seed: u64,
     pub(crate) sampling_steps: u64,
+    /// Selections from the teacher to the model that was cut, where that is not the teacher itself.
+    pub(crate) ancestors: Vec<PathBuf>,
     pub(crate) files: Files,
     /// What a stage does for this row, and the stage's name.
     pub(crate) stages: Vec<(&'static str, String)>,
@@ -76,6 +83,7 @@ pub(crate) struct Files {
     pub(crate) sample: PathBuf,
     pub(crate) grid: PathBuf,
     pub(crate) scores: PathBuf,
+    pub(crate) activations: Option<PathBuf>,
 }
 
 /// The whole experiment.
@@ -88,27 +96,26 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The row that `stage` measures after its recovery, if it does that and nothing else: what fails
-    /// there, for example on a model that diverged, concerns that row alone. The dense rows are what
-    /// all others are compared with.
-    pub(crate) fn measured(&self, stage: &str) -> Option<&Row> {
-        const MEASURING: &[&str] = &["loss", "sampling", "evaluation"];
+    /// The row that `stage` recovers or measures, if it does that and nothing else: what fails there,
+    /// for example because the model diverges, concerns that row alone. The dense rows are what all
+    /// others are compared with, and some models are cut again or teach.
+    pub(crate) fn concerned(&self, stage: &Stage) -> Option<&Row> {
+        const OWN: &[&str] = &["recovery", "loss", "activations", "sampling", "evaluation"];
         let of = |row: &&Row| {
             let mut stages = row.stages.iter();
-            stages.any(|(label, name)| name == stage && MEASURING.contains(label))
+            stages.any(|(label, name)| *name == stage.name && OWN.contains(label))
         };
-        self.rows
+        let row = self
+            .rows
             .iter()
             .filter(|r| r.recovery != Recovery::None)
-            .find(of)
+            .find(of)?;
+        let elsewhere = |other: &&Stage| row.stages.iter().all(|(_, name)| *name != other.name);
+        let mut others = self.stages.iter().filter(elsewhere);
+        let awaited = others.any(|other| {
+            let folder = stage.folder.as_ref();
+            folder.is_some_and(|f| other.inputs.iter().any(|i| i.starts_with(f)))
+        });
+        (!awaited).then_some(row)
     }
-}
-
-/// Why a row could not be measured.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Failure {
-    /// The stage that failed, for example `oracle-kd/sampling`.
-    pub(crate) stage: String,
-    /// The end of its log.
-    pub(crate) error: String,
 }

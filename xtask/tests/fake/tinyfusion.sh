@@ -11,6 +11,8 @@ steps=25
 verb=$1
 [ $# -ge 3 ] && out=$3
 pattern=1:2
+keep=
+chosen=
 previous=
 for word in "$@"; do
   case $previous in
@@ -18,6 +20,8 @@ for word in "$@"; do
   --seed) seed=$word ;;
   --steps) steps=$word ;;
   --pattern) pattern=$word ;;
+  --keep) keep=$word ;;
+  --selection) chosen=$word ;;
   esac
   previous=$word
 done
@@ -55,7 +59,14 @@ model() {
   echo "{\"depth\":$2}" >"$1/config.json"
 }
 resources() { echo '{"seconds": 12.5, "peak_rss_bytes": 300000000, "threads": 2}' >"$out/resources.json"; }
+depth_of() { sed -n 's/.*"depth":\([0-9]*\).*/\1/p' "$1/config.json"; }
 selection() {
+  if [ "$(depth_of "$parent")" = 8 ]; then
+    groups='{"n":1,"m":2},{"n":1,"m":2},{"n":1,"m":2},{"n":1,"m":2}'
+    kept='0,2,5,7'
+    echo "{\"depth\":8,\"kept\":[$kept],\"groups\":[$groups],\"criterion\":\"fake\"}" >"$out/selection.json"
+    return
+  fi
   if [ "$pattern" = 2:4 ]; then
     groups='{"n":2,"m":4},{"n":2,"m":4},{"n":2,"m":4},{"n":2,"m":4}'
     kept='0,1,4,7,9,10,12,15'
@@ -65,9 +76,10 @@ selection() {
   fi
   echo "{\"depth\":16,\"kept\":[$kept],\"groups\":[$groups],\"criterion\":\"fake\"}" >"$out/selection.json"
 }
+parent=$2
 case "$verb" in
 inspect)
-  depth=$(tr -dc '0-9' <"$2/config.json")
+  depth=$(depth_of "$2")
   family=$(sed -n 's/.*"architecture":"\([^"]*\)".*/\1/p' "$2/config.json")
   echo "{\"depth\":$depth,\"parameters\":$((depth * 70000 + 12345)),\"config\":{\"architecture\":\"${family:-DiT}\"}}"
   ;;
@@ -81,7 +93,9 @@ learn)
     at=$((step / 20 % 2))
     confidence="$sure,$sure,$sure,$sure"
     kept='0,1,4,7,9,10,12,15'
-    if [ "$pattern" = 1:2 ]; then
+    if [ "$(depth_of "$parent")" = 8 ]; then
+      kept='0,2,5,7'
+    elif [ "$pattern" = 1:2 ]; then
       confidence="$confidence,$sure,$sure,$sure,0.6"
       kept="0,$((3 - at)),4,7,$((9 - at)),11,12,$((15 - at))"
     fi
@@ -96,11 +110,21 @@ score)
   resources
   ;;
 cut)
-  model "$out" 8
+  # One block more than there are commas.
+  blocks=${keep:-$(sed 's/.*"kept":\[\([0-9,]*\)\].*/\1/' ${chosen:+"$chosen"})}
+  model "$out" $(($(printf '%s' "$blocks" | tr -dc ',' | wc -c) + 1))
+  echo "{\"depth\":16,\"kept\":[$blocks],\"groups\":[],\"criterion\":\"fake\"}" >"$out/selection.json"
   resources
   ;;
+narrow)
+  model "$out" "$(depth_of "$parent")"
+  resources
+  ;;
+activations)
+  echo '[{"layer":0,"edges":[-1.0,0.0,1.0],"counts":[3,5],"mean":0.1,"std":0.5,"max_abs":0.9,"beyond":[]}]' >"$file"
+  ;;
 distill)
-  model "$out/model" 8
+  model "$out/model" "$(depth_of "$parent")"
   metrics
   resources
   ;;
@@ -115,7 +139,7 @@ sample)
   mkdir -p "$out"
   echo "samples $noise" >"$out/samples.npz"
   cp "$FAKE_GRID" "$out/grid.png"
-  depth=$(tr -dc '0-9' <"$2/config.json")
+  depth=$(depth_of "$2")
   speed=$(awk "BEGIN { print 8000 / $depth / $steps }")
   echo "{\"count\":600,\"seconds\":10.0,\"images_per_second\":$speed,\"steps\":$steps,\"sampler\":\"ddim\",\"cfg\":2.0,\"seed\":0}" >"$out/sample.json"
   resources

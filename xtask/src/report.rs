@@ -1,74 +1,53 @@
-//! The report of a run: `results.json`, `report.md` and the self-contained `report.html`.
-
-mod correlation;
-mod findings;
-mod html;
-mod markdown;
-mod paper;
-mod plots;
-#[cfg(test)]
-mod sample;
-mod svg;
-mod table;
-mod whole;
+//! The report of a run: `results.json`, `report.md` and the self-contained `report.html`, with pictures of its files.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use base64::Engine as _;
-use serde::Deserialize;
+use tinyfusion_report::plots::{self, Curve, Decision, Metric, Selection};
+use tinyfusion_report::svg::short;
+use tinyfusion_report::{Figure, Grid, Recovery, Report, ResultRow, Results, Whole};
 
 use crate::files;
-use crate::reproduce::{Recovery, ResultRow, Results, Row, say};
-use plots::{Curve, Decision, Group, Metric};
-pub(crate) use whole::Whole;
+use crate::reproduce::{Row, say};
 
-/// A picture made of the run's own files.
-struct Figure {
-    title: String,
-    caption: String,
-    svg: String,
-    /// Names and colours of its lines or dots.
-    legend: Vec<(usize, String)>,
+/// Writes the four files into `out`.
+pub(crate) fn write(results: Results, rows: &[Row], out: &Path) -> Result<Report> {
+    let report = Report {
+        figures: figures(&results, rows)?,
+        grids: grids(&results, rows)?,
+        results,
+    };
+    files::write_json(&out.join("results.json"), &report.results)?;
+    pages(out, &report.markdown(), &report.summary(), &report.html())?;
+    Ok(report)
 }
 
-/// A grid of samples.
-struct Grid {
-    name: String,
-    caption: String,
-    /// `data:` address of the PNG.
-    address: String,
+/// Says the main thing, and where the rest stands.
+pub(crate) fn announce(report: &Report, out: &Path) {
+    println!("\n{}\n{}", report.summary(), report.headline());
+    places(out);
 }
 
-/// A finished experiment whose report is written.
-pub(crate) struct Report {
-    pub(crate) results: Results,
-    grids: Vec<Grid>,
+/// Writes the four files of several parts into `out` and says the main thing.
+pub(crate) fn write_whole(whole: &Whole<'_>, out: &Path) -> Result<()> {
+    files::write_json(&out.join("results.json"), whole)?;
+    let summary = whole.tables();
+    pages(out, &whole.markdown(), &summary, &whole.html())?;
+    println!("\n{summary}");
+    places(out);
+    Ok(())
 }
 
-impl Report {
-    /// Writes the four files into `out`.
-    pub(crate) fn write(results: Results, rows: &[Row], out: &Path) -> Result<Self> {
-        let figures = figures(&results, rows)?;
-        let grids = grids(&results, rows)?;
-        files::write_json(&out.join("results.json"), &results)?;
-        let pages = [
-            ("report.md", markdown::report(&results)),
-            ("table.md", markdown::summary(&results)),
-            ("report.html", html::report(&results, &figures, &grids)),
-        ];
-        for (name, text) in pages {
-            files::write_atomic(&out.join(name), text.as_bytes())?;
-        }
-        Ok(Self { results, grids })
-    }
-
-    /// Says the main thing, and where the rest stands.
-    pub(crate) fn announce(&self, out: &Path) {
-        let summary = markdown::summary(&self.results);
-        println!("\n{summary}\n{}", findings::headline(&self.results));
-        places(out);
-    }
+fn pages(out: &Path, markdown: &str, summary: &str, html: &str) -> Result<()> {
+    let pages = [
+        ("report.md", markdown),
+        ("table.md", summary),
+        ("report.html", html),
+    ];
+    pages
+        .iter()
+        .try_for_each(|(name, text)| files::write_atomic(&out.join(name), text.as_bytes()))
 }
 
 fn places(out: &Path) {
@@ -76,12 +55,6 @@ fn places(out: &Path) {
         "report: {0}/report.html, {0}/report.md, {0}/results.json\ntable: {0}/table.md",
         say(out)
     );
-}
-
-#[derive(Deserialize)]
-struct Selection {
-    kept: Vec<usize>,
-    groups: Vec<Group>,
 }
 
 fn figures(results: &Results, rows: &[Row]) -> Result<Vec<Figure>> {
@@ -108,7 +81,9 @@ fn figures(results: &Results, rows: &[Row]) -> Result<Vec<Figure>> {
                 searches.push(curve(name, series, metrics)?);
             }
         }
-        if let Some(metrics) = &row.files.metrics {
+        // A training that failed at once has no losses.
+        let metrics = row.files.metrics.as_ref();
+        if let Some(metrics) = metrics.filter(|m| result.failed.is_none() || m.exists()) {
             let curves = if first {
                 &mut fine_tuning
             } else {
@@ -198,7 +173,7 @@ fn grids(results: &Results, rows: &[Row]) -> Result<Vec<Grid>> {
             .with_context(|| format!("cannot read {}", say(&row.files.grid)))?;
         let png = first_rows(&png, columns as u32).with_context(|| say(&row.files.grid))?;
         let fid = match result.score() {
-            Some(fid) => format!("FID {}", svg::short(fid)),
+            Some(fid) => format!("FID {}", short(fid)),
             None if result.diverged() => "diverged".into(),
             None => "no FID".into(),
         };

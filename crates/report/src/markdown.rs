@@ -1,9 +1,9 @@
 //! `report.md`.
 
-use super::findings::{caveats, findings, headline};
-use super::paper;
-use super::table::{self, Kind, Line};
-use crate::reproduce::Results;
+use crate::findings::{caveats, findings, headline};
+use crate::paper;
+use crate::results::Results;
+use crate::table::{self, Kind, Line};
 
 /// The whole report but its pictures, which are in `report.html`.
 pub(crate) fn report(results: &Results) -> String {
@@ -46,12 +46,12 @@ pub(crate) fn summary(results: &Results) -> String {
 }
 
 /// The table in few columns alone.
-pub(super) fn compact(results: &Results) -> String {
+pub(crate) fn compact(results: &Results) -> String {
     table(table::COMPACT, table::compact(results))
 }
 
 /// The paper's numbers, with what has to be said of them.
-pub(super) fn papers(table: &paper::Table) -> String {
+pub(crate) fn papers(table: &paper::Table) -> String {
     let lines = grid(table.columns, table.lines.iter().cloned());
     let note = table.note.map_or(String::new(), |n| format!("\n{n}\n"));
     format!("{}\n\n{lines}{note}", table.label)
@@ -91,7 +91,7 @@ fn grid(columns: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
     lines.fold(line(&names) + &rule, |out, cells| out + &line(&cells))
 }
 
-pub(super) fn findings_list(results: &Results) -> String {
+pub(crate) fn findings_list(results: &Results) -> String {
     let mut out = String::new();
     for finding in findings(results) {
         out += &format!("- {}\n", finding.question);
@@ -105,7 +105,7 @@ pub(super) fn findings_list(results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sample::results;
+    use crate::sample::results;
 
     #[test]
     fn tables_keep_their_columns() {

@@ -1,8 +1,8 @@
 //! The rules by which two rows are compared.
 
 use super::Verdict;
-use crate::report::svg::short;
-use crate::reproduce::{Recovery, ResultRow, Results};
+use crate::results::{Recovery, ResultRow, Results};
+use crate::svg::short;
 
 /// Two numbers are a tie if they differ by no more than this part of the larger.
 const TIE: f64 = 0.01;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::rules::rows;
-use crate::report::svg::short;
-use crate::reproduce::{Recovery, ResultRow, Results, Spread};
+use crate::results::{Recovery, ResultRow, Results, Spread};
+use crate::svg::short;
 
 /// The pattern of the random masks.
 fn random_pattern(results: &Results) -> Option<&str> {

@@ -1,7 +1,7 @@
 //! Rank correlation.
 
 /// Spearman's rho, with mean ranks for ties; none for fewer than four points or constant data.
-pub(super) fn rank_correlation(points: &[(f64, f64)]) -> Option<f64> {
+pub(crate) fn rank_correlation(points: &[(f64, f64)]) -> Option<f64> {
     if points.len() < 4 {
         return None;
     }

@@ -1,19 +1,16 @@
 //! The report of several experiments: every part's table under its family, and the paper's beside them.
 
-use std::path::Path;
-
-use anyhow::Result;
 use serde::Serialize;
 
-use super::findings::headline;
-use super::svg::escape;
-use super::{Report, html, markdown, paper, places, table};
-use crate::files;
-use crate::reproduce::Results;
+use crate::findings::headline;
+use crate::report::Report;
+use crate::results::Results;
+use crate::svg::escape;
+use crate::{html, markdown, paper, table};
 
 /// All parts of a run: the content of its `results.json`.
 #[derive(Serialize)]
-pub(crate) struct Whole<'a> {
+pub struct Whole<'a> {
     /// Name of the preset.
     preset: &'a str,
     title: Option<&'a str>,
@@ -27,7 +24,8 @@ pub(crate) struct Whole<'a> {
 }
 
 impl<'a> Whole<'a> {
-    pub(crate) fn of(preset: &'a str, title: Option<&'a str>, reports: &'a [Report]) -> Self {
+    /// The parts of the preset `preset`, whose reports are written.
+    pub fn of(preset: &'a str, title: Option<&'a str>, reports: &'a [Report]) -> Self {
         let parts: Vec<&Results> = reports.iter().map(|r| &r.results).collect();
         Self {
             preset,
@@ -37,22 +35,6 @@ impl<'a> Whole<'a> {
             parts,
             reports,
         }
-    }
-
-    /// Writes the four files into `out` and says the main thing.
-    pub(crate) fn write(&self, out: &Path) -> Result<()> {
-        files::write_json(&out.join("results.json"), self)?;
-        let summary = self.tables();
-        for (name, text) in [
-            ("report.md", &self.markdown()),
-            ("table.md", &summary),
-            ("report.html", &self.html()),
-        ] {
-            files::write_atomic(&out.join(name), text.as_bytes())?;
-        }
-        println!("\n{summary}");
-        places(out);
-        Ok(())
     }
 
     fn name(&self) -> String {
@@ -72,12 +54,12 @@ impl<'a> Whole<'a> {
         format!(
             "All stages of all parts together took {}. Rows are comparable within a part: the families differ in teacher, \
              training loss, sampler and budget.",
-            crate::reproduce::duration(self.seconds)
+            crate::table::duration(self.seconds)
         )
     }
 
     /// Every part's table, and once what they mean and where they were measured: to be pasted elsewhere.
-    fn tables(&self) -> String {
+    pub fn tables(&self) -> String {
         let mut out = String::new();
         for results in &self.parts {
             out += &format!(
@@ -97,7 +79,8 @@ impl<'a> Whole<'a> {
         first.map_or(String::new(), |r| table::place(&r.machine))
     }
 
-    fn markdown(&self) -> String {
+    /// `report.md` of all parts.
+    pub fn markdown(&self) -> String {
         let mut out = format!(
             "# {}\n\n{}\n\nPictures: [report.html](report.html). Every number: [results.json](results.json). Each part has a report \
              of its own, with its plots, limits and commands:\n\n",
@@ -126,7 +109,8 @@ impl<'a> Whole<'a> {
         out
     }
 
-    fn html(&self) -> String {
+    /// `report.html` of all parts: one file, nothing fetched.
+    pub fn html(&self) -> String {
         let title = escape(&self.name());
         let mut body = vec![format!(
             "<header><h1>{title}</h1><p>{} Measured on: {}.</p></header>",
@@ -159,17 +143,13 @@ impl<'a> Whole<'a> {
 }
 
 fn heading(results: &Results) -> String {
-    format!(
-        "{}, teacher {}",
-        results.family,
-        crate::reproduce::say(&results.teacher)
-    )
+    format!("{}, teacher {}", results.family, results.teacher.display())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sample::results;
+    use crate::sample::results;
 
     fn report(family: &str) -> Report {
         let mut results = results();
@@ -179,6 +159,7 @@ mod tests {
         results.rows[0].fid = Some(family.len() as f64 + 0.25);
         Report {
             results,
+            figures: Vec::new(),
             grids: Vec::new(),
         }
     }
@@ -187,10 +168,7 @@ mod tests {
     fn every_part_has_its_table_beside_the_papers() {
         let reports = ["SiT", "MAR"].map(report);
         let whole = Whole::of("both", Some("two <families>"), &reports);
-        let dir = tempfile::tempdir().unwrap();
-        whole.write(dir.path()).unwrap();
-        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
-        let text = read("report.md");
+        let text = whole.markdown();
         for part in [
             "# tinyfusion: two <families>\n",
             "## SiT, teacher models/SiT\n",
@@ -203,9 +181,9 @@ mod tests {
         }
         assert!(!text.contains("DiT-XL/2"));
         assert_eq!(text.matches("| **random 1:2, median of 4").count(), 2);
-        assert!(text.contains(&read("table.md")));
+        assert!(text.contains(&whole.tables()));
         assert_eq!(text.matches("Calibration loss: ").count(), 1);
-        let page = read("report.html");
+        let page = whole.html();
         html::tests::well_formed(&page);
         for part in ["two &lt;families&gt;", "id=\"made-up-SiT\"", "TinySiT-D14"] {
             assert!(page.contains(part), "{part}");
@@ -214,7 +192,7 @@ mod tests {
         for forbidden in ["src=\"http", "href=", "<script", "url("] {
             assert!(!page.contains(forbidden), "{forbidden}");
         }
-        let json: serde_json::Value = serde_json::from_str(&read("results.json")).unwrap();
+        let json: serde_json::Value = serde_json::to_value(&whole).unwrap();
         let parts = json["parts"].as_array().unwrap();
         assert_eq!((parts.len(), &parts[1]["family"]), (2, &"MAR".into()));
         assert_eq!(parts[0]["rows"].as_array().unwrap().len(), 12);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::report::sample::results;
+use crate::sample::results;
 
 fn answers(results: &Results, part: &str) -> Vec<(Verdict, String)> {
     findings(results)
@@ -11,7 +11,7 @@ fn answers(results: &Results, part: &str) -> Vec<(Verdict, String)> {
 
 fn set(results: &mut Results, id: &str, fid: f64) {
     results.rows.iter_mut().find(|r| r.id == id).unwrap().fid = Some(fid);
-    results.random = crate::reproduce::Aggregate::of(&results.rows);
+    results.random = crate::results::Aggregate::of(&results.rows);
 }
 
 // The made-up random masks have FID 20, 24, 28, 32: median 26, spread 12.
@@ -192,7 +192,7 @@ fn what_diverged_or_failed_never_wins() {
     assert!(caveats(&r).join("\n").contains("fine-tuned diverged: "));
 
     r.rows[at].fid = None;
-    r.rows[at].failed = Some(crate::reproduce::Failure {
+    r.rows[at].failed = Some(crate::results::Failure {
         stage: "learned-1-2-ft/loss".into(),
         error: "error: one\ntwo.\n".into(),
     });

@@ -1,6 +1,6 @@
 //! The paper's own numbers, to stand beside ours.
 
-use super::svg::short;
+use crate::svg::short;
 
 /// A row of the paper's table for DiT-XL/2 on ImageNet at 256×256 (TinyFusion, arXiv 2412.01199,
 /// table 1): name, depth, recovery or training steps, IS, FID, precision, recall, iterations per second.

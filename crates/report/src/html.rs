@@ -1,10 +1,11 @@
 //! `report.html`: one file, nothing fetched, for light and dark, wide and narrow screens.
 
-use super::findings::{Verdict, caveats, findings, headline};
-use super::svg::escape;
-use super::table::{self, Kind};
-use super::{Figure, Grid, paper};
-use crate::reproduce::Results;
+use crate::findings::{Verdict, caveats, findings, headline};
+use crate::paper;
+use crate::report::{Figure, Grid};
+use crate::results::Results;
+use crate::svg::escape;
+use crate::table::{self, Kind};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -36,7 +37,7 @@ pub(crate) fn report(results: &Results, figures: &[Figure], grids: &[Grid]) -> S
 }
 
 /// A page of these parts; `title` is escaped already.
-pub(super) fn page(title: &str, body: &[String]) -> String {
+pub(crate) fn page(title: &str, body: &[String]) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -45,7 +46,7 @@ pub(super) fn page(title: &str, body: &[String]) -> String {
     )
 }
 
-pub(super) fn section(id: &str, title: &str, body: &str) -> String {
+pub(crate) fn section(id: &str, title: &str, body: &str) -> String {
     format!(
         "<section id=\"{id}\" aria-labelledby=\"h-{id}\">\n<h2 id=\"h-{id}\">{title}</h2>\n{body}\n</section>"
     )
@@ -74,7 +75,7 @@ fn cells(cells: &[String]) -> String {
     format!("<th scope=\"row\">{}</th>{rest}", escape(first))
 }
 
-pub(super) fn results_table(results: &Results) -> String {
+pub(crate) fn results_table(results: &Results) -> String {
     let depth = results.rows.iter().map(|r| r.depth).max().unwrap_or(0);
     let mut rows = String::new();
     for line in table::lines(results) {
@@ -114,7 +115,7 @@ fn strip(kept: &[usize], depth: usize) -> String {
     )
 }
 
-pub(super) fn findings_list(results: &Results) -> String {
+pub(crate) fn findings_list(results: &Results) -> String {
     let mut out = String::new();
     for finding in findings(results) {
         out += &format!(
@@ -161,7 +162,7 @@ fn figure(figure: &Figure) -> String {
     )
 }
 
-pub(super) fn samples(grids: &[Grid]) -> String {
+pub(crate) fn samples(grids: &[Grid]) -> String {
     let one = |grid: &Grid| {
         let alt = escape(&format!(
             "Samples of {}, one class per column, in the same order and from the same noise as in every other grid",
@@ -180,7 +181,7 @@ pub(super) fn samples(grids: &[Grid]) -> String {
 }
 
 /// The paper's numbers, with what has to be said of them.
-pub(super) fn papers(table: &paper::Table) -> String {
+pub(crate) fn papers(table: &paper::Table) -> String {
     let rows: String = table
         .lines
         .iter()
@@ -241,9 +242,9 @@ fn record(results: &Results) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::report::sample::results;
+    use crate::sample::results;
 
     #[test]
     fn the_page_is_one_file_that_fetches_nothing_and_closes_its_tags() {

@@ -9,12 +9,12 @@
 mod measure;
 mod rules;
 
-use super::correlation::rank_correlation;
-use super::svg::short;
+use crate::correlation::rank_correlation;
+use crate::svg::short;
 use measure::{fine_tuned, other_masks};
 use rules::{Order, best, compare, compare_outright, loss, order, rows, unscored};
 
-use crate::reproduce::{Recovery, ResultRow, Results};
+use crate::results::{Recovery, ResultRow, Results};
 
 /// The word in front of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

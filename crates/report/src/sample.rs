@@ -1,7 +1,7 @@
 //! Made-up results for tests.
 
-use crate::machine::Machine;
-use crate::reproduce::{Aggregate, Cost, Recovery, ResultRow, Results};
+use crate::results::Machine;
+use crate::results::{Aggregate, Cost, Recovery, ResultRow, Results};
 
 fn row(
     id: &str,
@@ -45,7 +45,7 @@ fn row(
         accuracy: Some(0.9),
         images_per_second: Some(if dense { 20.0 } else { 38.0 }),
         failed: None,
-        stages: [("sampling", 30.0), ("recovery", recovered)]
+        stages: [("sampling", 30.0), ("recovery", recovered), ("loss", 1.0)]
             .into_iter()
             .filter(|(stage, _)| !dense || *stage != "recovery")
             .map(|(stage, seconds)| {
@@ -59,6 +59,7 @@ fn row(
                 )
             })
             .collect(),
+        ..ResultRow::default()
     }
 }
 
@@ -142,5 +143,6 @@ pub(crate) fn results() -> Results {
         random: Aggregate::of(&rows),
         commands: vec!["target/release/tinyfusion learn assets/teacher 'a b'".into()],
         rows,
+        study: None,
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 /// Escapes text for XML and HTML, in content and in attributes.
-pub(crate) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -20,7 +20,7 @@ pub(crate) fn escape(text: &str) -> String {
 }
 
 /// A picture being drawn.
-pub(crate) struct Svg {
+pub struct Svg {
     body: String,
     width: f64,
     height: f64,
@@ -29,15 +29,18 @@ pub(crate) struct Svg {
 
 /// Where a text is anchored.
 #[derive(Clone, Copy)]
-pub(crate) enum Anchor {
+pub enum Anchor {
+    /// At its begin.
     Start,
+    /// At its middle.
     Middle,
+    /// At its end.
     End,
 }
 
 impl Svg {
     /// `title` is what a screen reader says of the picture.
-    pub(crate) fn new(width: f64, height: f64, title: &str) -> Self {
+    pub fn new(width: f64, height: f64, title: &str) -> Self {
         Self {
             body: String::new(),
             width,
@@ -52,33 +55,28 @@ impl Svg {
         self.body.push('\n');
     }
 
-    pub(crate) fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
+    /// A straight line.
+    pub fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
         self.add(format_args!(
             r#"<line class="{class}" x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}"/>"#
         ));
     }
 
     /// A filled rectangle.
-    pub(crate) fn rect(
-        &mut self,
-        class: &str,
-        (x, y): (f64, f64),
-        (w, h): (f64, f64),
-        opacity: f64,
-    ) {
+    pub fn rect(&mut self, class: &str, (x, y): (f64, f64), (w, h): (f64, f64), opacity: f64) {
         self.add(format_args!(
             r#"<rect class="{class}" x="{x:.2}" y="{y:.2}" width="{w:.2}" height="{h:.2}" opacity="{opacity:.3}"/>"#
         ));
     }
 
     /// A dot with a tooltip.
-    pub(crate) fn dot(&mut self, class: &str, (x, y): (f64, f64), r: f64, tip: &str) {
+    pub fn dot(&mut self, class: &str, (x, y): (f64, f64), r: f64, tip: &str) {
         let tip = escape(tip);
         self.add(format_args!(r#"<circle class="{class}" cx="{x:.1}" cy="{y:.1}" r="{r:.1}"><title>{tip}</title></circle>"#));
     }
 
     /// A polyline with a tooltip.
-    pub(crate) fn path(&mut self, class: &str, points: &[(f64, f64)], tip: &str) {
+    pub fn path(&mut self, class: &str, points: &[(f64, f64)], tip: &str) {
         let points: Vec<String> = points
             .iter()
             .map(|(x, y)| format!("{x:.1},{y:.1}"))
@@ -90,7 +88,8 @@ impl Svg {
         ));
     }
 
-    pub(crate) fn text(&mut self, class: &str, (x, y): (f64, f64), anchor: Anchor, text: &str) {
+    /// A text at its base line.
+    pub fn text(&mut self, class: &str, (x, y): (f64, f64), anchor: Anchor, text: &str) {
         let anchor = match anchor {
             Anchor::Start => "start",
             Anchor::Middle => "middle",
@@ -103,7 +102,7 @@ impl Svg {
     }
 
     /// A text that reads upwards.
-    pub(crate) fn text_up(&mut self, class: &str, (x, y): (f64, f64), text: &str) {
+    pub fn text_up(&mut self, class: &str, (x, y): (f64, f64), text: &str) {
         let text = escape(text);
         self.add(format_args!(
             r#"<text class="{class}" transform="translate({x:.1} {y:.1}) rotate(-90)" text-anchor="middle">{text}</text>"#
@@ -111,7 +110,7 @@ impl Svg {
     }
 
     /// The whole element.
-    pub(crate) fn finish(self) -> String {
+    pub fn finish(self) -> String {
         let Self {
             body,
             width,
@@ -128,7 +127,7 @@ impl Svg {
 
 /// A linear or logarithmic map from values to pixels.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scale {
+pub struct Scale {
     low: f64,
     high: f64,
     from: f64,
@@ -138,7 +137,7 @@ pub(crate) struct Scale {
 
 impl Scale {
     /// Linear over the finite values among `values`, with some air, onto `from..to` pixels.
-    pub(crate) fn linear(values: impl IntoIterator<Item = f64>, from: f64, to: f64) -> Self {
+    pub fn linear(values: impl IntoIterator<Item = f64>, from: f64, to: f64) -> Self {
         let (low, high) = range(values.into_iter().filter(|v| v.is_finite()));
         let air = (high - low) * 0.06;
         Self {
@@ -151,7 +150,7 @@ impl Scale {
     }
 
     /// Linear over exactly `low..high`.
-    pub(crate) fn exact(low: f64, high: f64, from: f64, to: f64) -> Self {
+    pub fn exact(low: f64, high: f64, from: f64, to: f64) -> Self {
         let (low, high) = range([low, high].into_iter());
         Self {
             low,
@@ -163,7 +162,7 @@ impl Scale {
     }
 
     /// Logarithmic over the positive values among `values`.
-    pub(crate) fn log(values: impl IntoIterator<Item = f64>, from: f64, to: f64) -> Self {
+    pub fn log(values: impl IntoIterator<Item = f64>, from: f64, to: f64) -> Self {
         let (low, high) = range(
             values
                 .into_iter()
@@ -181,7 +180,7 @@ impl Scale {
     }
 
     /// The pixel of a value.
-    pub(crate) fn at(&self, value: f64) -> f64 {
+    pub fn at(&self, value: f64) -> f64 {
         let v = if self.log {
             value.max(1e-300).log10()
         } else {
@@ -191,7 +190,7 @@ impl Scale {
     }
 
     /// About `count` round values within the range.
-    pub(crate) fn ticks(&self, count: usize) -> Vec<f64> {
+    pub fn ticks(&self, count: usize) -> Vec<f64> {
         let (low, high) = if self.log {
             (10f64.powf(self.low), 10f64.powf(self.high))
         } else {
@@ -239,7 +238,7 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 /// A number for an axis or a table: three to four significant digits.
-pub(crate) fn short(value: f64) -> String {
+pub fn short(value: f64) -> String {
     let size = value.abs();
     let text = match size {
         _ if !value.is_finite() => return "n/a".into(),
@@ -256,15 +255,20 @@ pub(crate) fn short(value: f64) -> String {
 }
 
 /// The frame of a plot: axes with ticks, grid lines and names.
-pub(crate) struct Frame {
-    pub(crate) x: Scale,
-    pub(crate) y: Scale,
-    pub(crate) x_name: &'static str,
-    pub(crate) y_name: &'static str,
+pub struct Frame<'a> {
+    /// To the right.
+    pub x: Scale,
+    /// Upwards.
+    pub y: Scale,
+    /// Below the x axis.
+    pub x_name: &'a str,
+    /// Beside the y axis.
+    pub y_name: &'a str,
 }
 
-impl Frame {
-    pub(crate) fn draw(&self, svg: &mut Svg) {
+impl Frame<'_> {
+    /// Draws it.
+    pub fn draw(&self, svg: &mut Svg) {
         let Self { x, y, .. } = self;
         for v in x.ticks(5) {
             svg.line("grid", (x.at(v), y.from), (x.at(v), y.to));
@@ -294,7 +298,8 @@ impl Frame {
         );
     }
 
-    pub(crate) fn at(&self, (x, y): (f64, f64)) -> (f64, f64) {
+    /// The pixel of a point.
+    pub fn at(&self, (x, y): (f64, f64)) -> (f64, f64) {
         (self.x.at(x), self.y.at(y))
     }
 }

@@ -1,8 +1,8 @@
 //! The results as cells of text, for both kinds of report.
 
-use super::svg::short;
-use crate::machine::Machine;
-use crate::reproduce::{ResultRow, Results, Spread};
+use crate::results::Machine;
+use crate::results::{ResultRow, Results, Spread};
+use crate::svg::short;
 
 /// Names of the columns of [`lines`]; all but the first and the last hold numbers.
 pub(crate) const COLUMNS: &[&str] = &[
@@ -170,7 +170,7 @@ pub(crate) fn lines(results: &Results) -> Vec<Line> {
     lines
 }
 
-fn parameters(n: u64) -> String {
+pub(crate) fn parameters(n: u64) -> String {
     if n >= 1_000_000 {
         format!("{:.2}M", n as f64 / 1e6)
     } else {
@@ -214,8 +214,18 @@ pub(crate) fn costs(results: &Results) -> String {
         .peak_rss_bytes
         .map(|b| format!(", at most {} of memory", gib(b)))
         .unwrap_or_default();
-    let took = crate::reproduce::duration(results.seconds);
+    let took = duration(results.seconds);
     format!("All stages together took {took}{peak}.")
+}
+
+/// `75` as `1:15 min`.
+pub fn duration(seconds: f64) -> String {
+    let s = seconds.round().max(0.0) as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{}:{:02} min", s / 60, s % 60),
+        _ => format!("{}:{:02} h", s / 3600, s % 3600 / 60),
+    }
 }
 
 fn gib(bytes: u64) -> String {
@@ -225,8 +235,8 @@ fn gib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sample::results;
-    use crate::reproduce::Failure;
+    use crate::results::Failure;
+    use crate::sample::results;
 
     #[test]
     fn every_line_has_every_column_and_the_random_masks_are_summed_up() {
@@ -277,7 +287,7 @@ mod tests {
         assert_eq!(cells(failed)[5], "0.0295");
         // A random mask without numbers is not part of the median.
         r.rows[2].held_out_loss = None;
-        let random = crate::reproduce::Aggregate::of(&r.rows).unwrap();
+        let random = crate::results::Aggregate::of(&r.rows).unwrap();
         assert_eq!((random.count, random.fid.unwrap().max), (3, 32.0));
         assert!(
             random
@@ -293,5 +303,12 @@ mod tests {
             line,
             "unknown CPU, 2 cores, 8.0 GiB memory, TestOS <1>. All stages together took 14:00 min, at most 1.0 GiB of memory."
         );
+    }
+
+    #[test]
+    fn durations_read_well() {
+        assert_eq!(duration(9.4), "9 s");
+        assert_eq!(duration(75.0), "1:15 min");
+        assert_eq!(duration(7260.0), "2:01 h");
     }
 }

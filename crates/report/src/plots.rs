@@ -2,42 +2,58 @@
 
 use serde::Deserialize;
 
-use super::svg::{Anchor, Frame, Scale, Svg, short};
-use crate::reproduce::{Recovery, ResultRow, Results};
+use crate::results::{Recovery, ResultRow, Results};
+use crate::svg::{Anchor, Frame, Scale, Svg, short};
 
 /// One line of a search's `history.jsonl`, as far as it is drawn.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Decision {
-    pub(crate) step: u64,
-    pub(crate) kept: Vec<usize>,
+pub struct Decision {
+    /// Step of the search.
+    pub step: u64,
+    /// Blocks that would be kept.
+    pub kept: Vec<usize>,
     /// One per group.
-    pub(crate) confidence: Vec<f64>,
+    pub confidence: Vec<f64>,
 }
 
 /// N of M blocks, as in `selection.json`.
 #[derive(Debug, Clone, Copy, Deserialize)]
-pub(crate) struct Group {
-    pub(crate) m: usize,
+pub struct Group {
+    /// M: blocks of the group.
+    pub m: usize,
+}
+
+/// A search's `selection.json`, as far as it is drawn.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Selection {
+    /// Blocks that are kept in the end.
+    pub kept: Vec<usize>,
+    /// Groups of blocks, from block 0 on.
+    pub groups: Vec<Group>,
 }
 
 /// One line of a `metrics.jsonl`, as far as it is drawn; a skipped step has no loss.
 #[derive(Debug, Clone, Copy, Deserialize)]
-pub(crate) struct Metric {
-    pub(crate) step: u64,
-    pub(crate) loss: Option<f64>,
+pub struct Metric {
+    /// Step of training.
+    pub step: u64,
+    /// None for a step that was skipped.
+    pub loss: Option<f64>,
 }
 
 /// A named line of a plot.
 #[derive(Debug, Clone)]
-pub(crate) struct Curve {
-    pub(crate) name: String,
+pub struct Curve {
+    /// For the legend.
+    pub name: String,
     /// Colour, see [`series`].
-    pub(crate) series: usize,
-    pub(crate) points: Vec<(f64, f64)>,
+    pub series: usize,
+    /// Step and loss.
+    pub points: Vec<(f64, f64)>,
 }
 
 /// Colour of a row: 0 dense, 1 random, 2 oracle, from 3 on the learned masks.
-pub(crate) fn series(row: &ResultRow, results: &Results) -> usize {
+pub fn series(row: &ResultRow, results: &Results) -> usize {
     match row.criterion.as_str() {
         "dense" => 0,
         "random" => 1,
@@ -60,12 +76,7 @@ pub(crate) fn series(row: &ResultRow, results: &Results) -> usize {
 
 /// Which blocks a search would keep, over its steps: a cell per step and block, as strong as the
 /// decision of the block's group is sure. Dots at the right: the final decision.
-pub(crate) fn decisions(
-    name: &str,
-    history: &[Decision],
-    groups: &[Group],
-    kept: &[usize],
-) -> String {
+pub fn decisions(name: &str, history: &[Decision], groups: &[Group], kept: &[usize]) -> String {
     const COLUMNS: usize = 150;
     let depth: usize = groups.iter().map(|g| g.m).sum();
     let row = (320.0 / depth.max(1) as f64).clamp(8.0, 20.0);
@@ -156,7 +167,7 @@ fn list(kept: &[usize]) -> String {
 }
 
 /// Loss over steps, smoothed by a trailing mean over a twentieth of the run.
-pub(crate) fn losses(title: &str, curves: &[Curve]) -> String {
+pub fn losses(title: &str, curves: &[Curve]) -> String {
     let mut svg = Svg::new(640.0, 330.0, title);
     let smooth: Vec<Vec<(f64, f64)>> = curves.iter().map(|c| trailing_mean(&c.points)).collect();
     let all = || smooth.iter().flatten();
@@ -185,7 +196,7 @@ fn trailing_mean(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 }
 
 /// FID after recovery over the loss before it.
-pub(crate) fn fid_over_calibration(results: &Results) -> String {
+pub fn fid_over_calibration(results: &Results) -> String {
     let points: Vec<(&ResultRow, f64, f64)> = results
         .rows
         .iter()
@@ -229,7 +240,7 @@ pub(crate) fn fid_over_calibration(results: &Results) -> String {
 }
 
 /// Sampling speed over depth, with the line of time proportional to depth.
-pub(crate) fn speed_over_depth(results: &Results) -> String {
+pub fn speed_over_depth(results: &Results) -> String {
     let rows: Vec<(&ResultRow, f64)> = results
         .rows
         .iter()
@@ -332,7 +343,7 @@ impl Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sample::results;
+    use crate::sample::results;
 
     fn parsed(svg: &str, check: impl FnOnce(roxmltree::Node<'_, '_>)) {
         check(roxmltree::Document::parse(svg).unwrap().root_element());
