@@ -5,6 +5,7 @@ mod delta;
 mod held_out;
 mod learn;
 mod masked;
+pub mod width;
 
 pub use config::{Blend, DeltaW, LearnConfig, LoraLayers};
 pub use learn::{Learned, RunContext, learn};

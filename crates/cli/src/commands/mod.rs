@@ -6,6 +6,7 @@ mod inspect;
 mod learn;
 mod loss;
 mod models;
+mod narrow;
 mod pretrain;
 pub(crate) mod sample;
 mod score;
@@ -33,6 +34,7 @@ pub(crate) enum Command {
     Learn(learn::Args),
     Score(score::Args),
     Cut(cut::Args),
+    Narrow(narrow::Args),
     Distill(distill::Args),
     Loss(loss::Args),
     Sample(sample::Args),
@@ -49,6 +51,7 @@ impl Command {
             Self::Learn(args) => learn::run(args, stop),
             Self::Score(args) => score::run(args),
             Self::Cut(args) => cut::run(args),
+            Self::Narrow(args) => narrow::run(args, stop),
             Self::Distill(args) => distill::run(args, stop),
             Self::Loss(args) => loss::run(args, stop),
             Self::Sample(args) => sample::run(args, stop),
