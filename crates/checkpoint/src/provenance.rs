@@ -2,6 +2,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// How a model was cut in width.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Narrowed {
+    /// Share of the heads and of the MLP channels that was removed from every block, before rounding.
+    pub ratio: f64,
+    /// What ranked them: `taylor`, `magnitude` or `random`.
+    pub importance: String,
+}
+
 /// Where a model came from: stored in its `config.json`.
 ///
 /// A record for people and reports: fields that a later version adds are skipped, not refused.
@@ -27,6 +37,9 @@ pub struct Provenance {
     /// The N:M pattern they obey.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
+    /// What was cut in width by the last command that did so; like `kept`, training repeats it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub narrowed: Option<Narrowed>,
     /// Training steps behind these weights since the parent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
@@ -65,6 +78,7 @@ impl Provenance {
         self.kept.clone_from(&other.kept);
         self.criterion.clone_from(&other.criterion);
         self.pattern.clone_from(&other.pattern);
+        self.narrowed.clone_from(&other.narrowed);
         self
     }
 }

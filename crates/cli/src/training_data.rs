@@ -30,6 +30,11 @@ impl DataOptions {
         self.data.as_deref().unwrap_or("shapes")
     }
 
+    /// Whether the flag was given.
+    pub(crate) fn is_given(&self) -> bool {
+        self.data.is_some()
+    }
+
     /// Opens the data and checks that it fits the model.
     pub(crate) fn open<F: Family>(
         &self,

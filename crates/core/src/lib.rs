@@ -7,6 +7,7 @@ mod rng;
 mod selection;
 mod stack;
 mod state_dict;
+mod width;
 
 pub mod laws;
 /// Small stacks in the shapes of the model families, on which the laws are tested without a model crate.
@@ -21,3 +22,4 @@ pub use stack::{
     BlockCall, BlockStack, LatentBatch, LatentQuery, Rows, TokenDenoiser, TokenQuery, walk,
 };
 pub use state_dict::{ParamSpec, StateDict, check_shapes};
+pub use width::{GroupRows, WidthGroups, WidthPart, values_f64};

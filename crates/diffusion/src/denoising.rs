@@ -2,7 +2,8 @@ use candle_core::Tensor;
 use tinyfusion_core::{BlockStack, Error, LatentBatch, LatentQuery, Result, StepRng};
 
 use crate::loss::{Distillation, Losses, Noised};
-use crate::{GaussianDiffusion, LabelDrop, Objective};
+use crate::objective::check_timestep;
+use crate::{GaussianDiffusion, LabelDrop, Objective, TimestepObjective};
 
 /// DiT's training problem: predict the noise of a noised latent (or pixel) batch.
 ///
@@ -172,5 +173,23 @@ impl<S: BlockStack<Input = LatentQuery>> Objective<S> for DenoisingObjective {
 
     fn distill(&self, student: &Tensor, teacher: &Tensor, draw: &DenoisingDraw) -> Result<Tensor> {
         Ok(self.distillation(student, teacher, draw)?.loss)
+    }
+}
+
+impl<S: BlockStack<Input = LatentQuery>> TimestepObjective<S> for DenoisingObjective {
+    fn timesteps(&self) -> usize {
+        self.diffusion.num_timesteps()
+    }
+
+    fn draw_timestep(
+        &self,
+        batch: &LatentBatch,
+        t: usize,
+        rng: &mut StepRng,
+    ) -> Result<DenoisingDraw> {
+        check_timestep(t, self.diffusion.num_timesteps())?;
+        let noise = rng.normal(batch.x.shape().clone(), batch.x.device())?; // (B, C, H, W)
+        let batch = self.labels.drop_from(batch, rng)?;
+        self.draw_at(&batch, vec![t as u32; batch.x.dim(0)?], noise)
     }
 }

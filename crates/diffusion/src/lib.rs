@@ -32,7 +32,7 @@ pub use loss::{Distillation, Losses, Noised};
 pub use denoising::{DenoisingDraw, DenoisingObjective};
 pub use labels::LabelDrop;
 pub use mar::{MarDraw, MarObjective, MarPrediction, MarRandomness, MarTraining, token_diffusion};
-pub use objective::Objective;
+pub use objective::{Objective, TimestepObjective};
 pub use tokens::{TokenRows, patchify, unpatchify};
 
 pub use interpolant::{

@@ -2,9 +2,11 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{Error, LatentBatch, Result, StepRng, TokenDenoiser, TokenQuery};
 
+use crate::objective::check_timestep;
 use crate::tokens::{TokenRows, check_orders, mask_of, patchify};
 use crate::{
-    BetaSchedule, DiffusionConfig, GaussianDiffusion, LabelDrop, Noised, Objective, Variance,
+    BetaSchedule, DiffusionConfig, GaussianDiffusion, LabelDrop, Noised, Objective,
+    TimestepObjective, Variance,
 };
 
 /// MAR's training problem.
@@ -410,5 +412,19 @@ impl<S: TokenDenoiser> Objective<S> for MarObjective {
         draw: &MarDraw,
     ) -> Result<Tensor> {
         self.distillation(student, teacher, draw)
+    }
+}
+
+impl<S: TokenDenoiser> TimestepObjective<S> for MarObjective {
+    /// Of the per-token diffusion.
+    fn timesteps(&self) -> usize {
+        self.diffusion.num_timesteps()
+    }
+
+    fn draw_timestep(&self, batch: &LatentBatch, t: usize, rng: &mut StepRng) -> Result<MarDraw> {
+        check_timestep(t, self.diffusion.num_timesteps())?;
+        let mut random = self.randomness(batch, rng)?;
+        random.t.fill(t as u32); // those of the draw are not used
+        self.draw_at(batch, &random)
     }
 }

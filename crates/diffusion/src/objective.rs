@@ -1,5 +1,5 @@
 use candle_core::Tensor;
-use tinyfusion_core::{BlockStack, Result, StepRng};
+use tinyfusion_core::{BlockStack, Error, Result, StepRng};
 
 /// One training problem on networks of type `S`, owning no weights.
 ///
@@ -46,4 +46,25 @@ pub trait Objective<S: BlockStack> {
         teacher: &Self::Prediction,
         draw: &Self::Draw,
     ) -> Result<Tensor>;
+}
+
+/// An objective whose draws can be made at one timestep of the caller's choice: for criteria that go through the
+/// timesteps one by one.
+pub trait TimestepObjective<S: BlockStack>: Objective<S> {
+    /// Timesteps, numbered from that of the least noise.
+    fn timesteps(&self) -> usize;
+    /// As [`draw`](Objective::draw), with every sample at the timestep `t` < [`timesteps`](Self::timesteps). Everything
+    /// else that is random depends on `rng` alone: the same state gives the same noise at every timestep.
+    fn draw_timestep(&self, batch: &Self::Batch, t: usize, rng: &mut StepRng)
+    -> Result<Self::Draw>;
+}
+
+/// An error unless `t` is one of `timesteps`.
+pub(crate) fn check_timestep(t: usize, timesteps: usize) -> Result<()> {
+    if t < timesteps {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "timestep {t} does not exist: there are {timesteps} (from 0)"
+    )))
 }

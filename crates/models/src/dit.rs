@@ -12,6 +12,7 @@ use tinyfusion_nn::layers::{
 use tinyfusion_nn::{Scope, ops, recompute};
 
 use crate::bounds::{check_sizes, check_values};
+use crate::width::{self, BlockWidth};
 
 /// LayerNorm's ε throughout DiT.
 const EPS: f64 = 1e-6;
@@ -40,6 +41,10 @@ pub struct DiTConfig {
     pub class_dropout_prob: f64,
     /// Whether the network also predicts the variance (twice the output channels).
     pub learn_sigma: bool,
+    /// Heads and MLP channels of every block, for a model cut in width; none where all blocks are dense. `num_heads` and
+    /// `mlp_ratio` stay those of the dense model, whose heads have the same size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub widths: Option<Vec<BlockWidth>>,
 }
 
 impl Default for DiTConfig {
@@ -56,6 +61,7 @@ impl Default for DiTConfig {
             num_classes: 1000,
             class_dropout_prob: 0.1,
             learn_sigma: true,
+            widths: None,
         }
     }
 }
@@ -108,6 +114,9 @@ impl DiTConfig {
                 self.class_dropout_prob
             ));
         }
+        if let Some(widths) = &self.widths {
+            width::check_widths(what, widths, &vec![self.dense_width(); self.depth])?;
+        }
         check_values(what, &self.params())
     }
 
@@ -128,7 +137,7 @@ impl DiTConfig {
         }
     }
 
-    /// Hidden width of the MLP.
+    /// Hidden width of a dense block's MLP.
     pub fn mlp_hidden(&self) -> usize {
         (self.hidden_size as f64 * self.mlp_ratio) as usize
     }
@@ -138,7 +147,8 @@ impl DiTConfig {
         self.num_classes + usize::from(self.class_dropout_prob > 0.0)
     }
 
-    /// The same network with `depth` blocks.
+    /// The same network with `depth` blocks. Of a model cut in width, whose blocks differ, take
+    /// [`with_blocks`](Self::with_blocks): here its widths stay and no longer fit.
     #[must_use]
     pub fn with_depth(&self, depth: usize) -> Self {
         Self {
@@ -147,18 +157,20 @@ impl DiTConfig {
         }
     }
 
+    /// The sizes of the network cut to its blocks `kept`, each as wide as it was.
+    #[must_use]
+    pub fn with_blocks(&self, kept: &[usize]) -> Self {
+        let widths = kept.iter().map(|&i| self.block_width(i)).collect();
+        self.with_depth(kept.len()).with_widths(widths)
+    }
+
     /// Every tensor of the checkpoint, by name and shape, of a config that passes
     /// [`validate`](Self::validate).
     ///
     /// # Panics
-    /// When `patch_size` is 0.
+    /// When `patch_size` or `num_heads` is 0.
     pub fn params(&self) -> Vec<ParamSpec> {
-        let (d, p, c, h) = (
-            self.hidden_size,
-            self.patch_size,
-            self.in_channels,
-            self.mlp_hidden(),
-        );
+        let (d, p, c) = (self.hidden_size, self.patch_size, self.in_channels);
         let mut specs = Vec::new();
         let mut add = |name: &str, shape: &[usize]| {
             specs.push(ParamSpec {
@@ -176,8 +188,9 @@ impl DiTConfig {
         linear("t_embedder.mlp.0", d, 256);
         linear("t_embedder.mlp.2", d, d);
         for i in 0..self.depth {
-            linear(&format!("blocks.{i}.attn.qkv"), 3 * d, d);
-            linear(&format!("blocks.{i}.attn.proj"), d, d);
+            let (a, h) = self.inner(i);
+            linear(&format!("blocks.{i}.attn.qkv"), 3 * a, d);
+            linear(&format!("blocks.{i}.attn.proj"), d, a);
             linear(&format!("blocks.{i}.mlp.fc1"), h, d);
             linear(&format!("blocks.{i}.mlp.fc2"), d, h);
             linear(&format!("blocks.{i}.adaLN_modulation.1"), 6 * d, d);
@@ -197,7 +210,7 @@ impl DiTConfig {
     /// that passes [`validate`](Self::validate).
     ///
     /// # Panics
-    /// When `patch_size` is 0.
+    /// When `patch_size` or `num_heads` is 0.
     pub fn parameters(&self) -> usize {
         self.params()
             .iter()
@@ -274,7 +287,7 @@ impl DiT {
             y_embedder: LabelEmbedder::load(&root.at("y_embedder"), config.label_rows(), d)?,
             pos_embed: root.get("pos_embed", &[1, grid * grid, d])?.detach(),
             blocks: (0..config.depth)
-                .map(|i| DiTBlock::load(&root.at("blocks").at(i), config))
+                .map(|i| DiTBlock::load(&root.at("blocks").at(i), config, i))
                 .collect::<Result<_>>()?,
             final_layer: FinalLayer::load(&root.at("final_layer"), config)?,
             config: config.clone(),
@@ -404,11 +417,12 @@ struct DiTBlock {
 }
 
 impl DiTBlock {
-    fn load(scope: &Scope<'_>, config: &DiTConfig) -> Result<Self> {
+    fn load(scope: &Scope<'_>, config: &DiTConfig, i: usize) -> Result<Self> {
         let d = config.hidden_size;
+        let (heads, (inner, hidden)) = (config.block_width(i).heads, config.inner(i));
         Ok(Self {
-            attn: Attention::load(&scope.at("attn"), d, config.num_heads)?,
-            mlp: Mlp::load(&scope.at("mlp"), d, config.mlp_hidden())?,
+            attn: Attention::load_narrow(&scope.at("attn"), d, heads, inner)?,
+            mlp: Mlp::load(&scope.at("mlp"), d, hidden)?,
             modulation: Linear::load(&scope.at("adaLN_modulation.1"), d, 6 * d)?,
         })
     }

@@ -6,9 +6,11 @@ mod dit;
 mod mar;
 mod presets;
 mod sit;
+mod width;
 
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{DiT, DiTCond, DiTConfig};
 pub use mar::{Mar, MarConfig};
 pub use presets::{Preset, preset, presets};
 pub use sit::{SiT, SiTConfig};
+pub use width::BlockWidth;

@@ -48,7 +48,7 @@ impl SiTConfig {
     /// [`validate`](Self::validate).
     ///
     /// # Panics
-    /// When `patch_size` is 0.
+    /// When `patch_size` or `num_heads` is 0.
     pub fn params(&self) -> Vec<ParamSpec> {
         self.0.params()
     }
@@ -61,7 +61,7 @@ impl SiTConfig {
     /// Number of values in the network, as [`DiTConfig::parameters`] counts.
     ///
     /// # Panics
-    /// When `patch_size` is 0.
+    /// When `patch_size` or `num_heads` is 0.
     pub fn parameters(&self) -> usize {
         self.0.parameters()
     }

@@ -8,6 +8,7 @@ mod held_out;
 mod learn;
 mod masked;
 mod running;
+pub mod width;
 
 pub use config::{Blend, DeltaW, LearnConfig, LoraLayers};
 pub use learn::{Learned, RunContext, learn};

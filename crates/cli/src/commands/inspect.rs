@@ -54,12 +54,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     if let Some(provenance) = &found.provenance {
-        let mut shown = None;
+        let (mut shown, mut narrowed) = (None, None);
         for record in std::iter::once(provenance).chain(&provenance.ancestors) {
             // A model trained after its cut repeats what the cut says.
             if record.kept.is_some() && shown != record.kept.as_ref() {
                 shown = record.kept.as_ref();
                 say!("kept        {}", cut(record))?;
+            }
+            if let Some(found) = &record.narrowed
+                && narrowed.replace(found) != Some(found)
+            {
+                say!(
+                    "narrowed    {:.1} % of the heads and MLP channels, ranked by {}",
+                    100.0 * found.ratio,
+                    found.importance
+                )?;
             }
         }
         say!("provenance  {}", serde_json::to_string(provenance)?)?;

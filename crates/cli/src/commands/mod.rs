@@ -7,6 +7,7 @@ mod inspect;
 mod learn;
 mod loss;
 mod models;
+mod narrow;
 mod pretrain;
 pub(crate) mod sample;
 mod score;
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Learn(learn::Args),
     Score(score::Args),
     Cut(cut::Args),
+    Narrow(narrow::Args),
     Distill(distill::Args),
     Loss(loss::Args),
     Activations(activations::Args),
@@ -51,6 +53,7 @@ impl Command {
             Self::Learn(args) => learn::run(args, stop),
             Self::Score(args) => score::run(args, stop),
             Self::Cut(args) => cut::run(args),
+            Self::Narrow(args) => narrow::run(args, stop),
             Self::Distill(args) => distill::run(args, stop),
             Self::Loss(args) => loss::run(args, stop),
             Self::Activations(args) => activations::run(args, stop),

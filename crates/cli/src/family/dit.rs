@@ -1,7 +1,7 @@
 use anyhow::Result;
 use candle_core::Device;
 use tinyfusion::checkpoint::keep_blocks;
-use tinyfusion::core::{BlockLayout, Error, ParamSpec, StateDict};
+use tinyfusion::core::{BlockLayout, Error, ParamSpec, StateDict, WidthGroups};
 use tinyfusion::diffusion::{DenoisingObjective, DiffusionConfig, GaussianDiffusion, LabelDrop};
 use tinyfusion::models::{DiT, DiTConfig};
 
@@ -75,10 +75,20 @@ impl Family for Dit {
         weights: &StateDict,
         kept: &[usize],
     ) -> tinyfusion::core::Result<(DiTConfig, StateDict)> {
-        Ok((
-            config.with_depth(kept.len()),
-            keep_blocks(weights, "blocks", kept)?,
-        ))
+        let weights = keep_blocks(weights, "blocks", kept)?; // checks that they are there
+        Ok((config.with_blocks(kept), weights))
+    }
+
+    fn width_groups(config: &DiTConfig) -> Vec<WidthGroups> {
+        config.width_groups()
+    }
+
+    fn narrow(
+        config: &DiTConfig,
+        weights: &StateDict,
+        kept: &[Vec<usize>],
+    ) -> tinyfusion::core::Result<(DiTConfig, StateDict)> {
+        config.narrow(weights, kept)
     }
 
     fn network(

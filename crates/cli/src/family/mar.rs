@@ -1,6 +1,6 @@
 use anyhow::Result;
 use candle_core::Device;
-use tinyfusion::core::{BlockLayout, ParamSpec, StateDict};
+use tinyfusion::core::{BlockLayout, ParamSpec, StateDict, WidthGroups};
 use tinyfusion::diffusion::{GaussianDiffusion, MarObjective, token_diffusion};
 use tinyfusion::models::{Mar, MarConfig};
 
@@ -66,6 +66,18 @@ impl Family for MaskedAutoregressive {
         kept: &[usize],
     ) -> tinyfusion::core::Result<(MarConfig, StateDict)> {
         config.keep(weights, kept)
+    }
+
+    fn width_groups(config: &MarConfig) -> Vec<WidthGroups> {
+        config.width_groups()
+    }
+
+    fn narrow(
+        config: &MarConfig,
+        weights: &StateDict,
+        kept: &[Vec<usize>],
+    ) -> tinyfusion::core::Result<(MarConfig, StateDict)> {
+        config.narrow(weights, kept)
     }
 
     fn network(

@@ -14,8 +14,10 @@ use serde_json::{Map, Value};
 use tinyfusion::checkpoint::{
     DTypePolicy, Provenance, block_of, inspect, load_model_dir, save_model_dir,
 };
-use tinyfusion::core::{BlockLayout, BlockStack, Error, LatentBatch, ParamSpec, StateDict};
-use tinyfusion::diffusion::Objective;
+use tinyfusion::core::{
+    BlockLayout, BlockStack, Error, LatentBatch, ParamSpec, StateDict, WidthGroups,
+};
+use tinyfusion::diffusion::TimestepObjective;
 
 pub(crate) use dit::Dit;
 pub(crate) use mar::MaskedAutoregressive;
@@ -39,7 +41,7 @@ pub(crate) trait Family: Sized + 'static {
     /// The process that it was trained under.
     type Process: Clone + Default + PartialEq + Serialize + DeserializeOwned + Sync;
     type Net: BlockStack + Send + Sync;
-    type Objective: Objective<Self::Net, Batch = LatentBatch> + Sync;
+    type Objective: TimestepObjective<Self::Net, Batch = LatentBatch> + Sync;
 
     /// Checks the sizes, the process, and that they go together.
     fn validate(config: &Self::Config, process: &Self::Process) -> tinyfusion::core::Result<()>;
@@ -61,6 +63,14 @@ pub(crate) trait Family: Sized + 'static {
         config: &Self::Config,
         weights: &StateDict,
         kept: &[usize],
+    ) -> tinyfusion::core::Result<(Self::Config, StateDict)>;
+    /// Where it can be narrowed: heads and hidden channels of every block.
+    fn width_groups(config: &Self::Config) -> Vec<WidthGroups>;
+    /// Sizes and weights with only the groups `kept` of each of its width groups.
+    fn narrow(
+        config: &Self::Config,
+        weights: &StateDict,
+        kept: &[Vec<usize>],
     ) -> tinyfusion::core::Result<(Self::Config, StateDict)>;
     /// The network; `lora` scales low-rank tensors that stand beside the weights (0: there are none).
     fn network(

@@ -1,6 +1,6 @@
 use anyhow::Result;
 use candle_core::Device;
-use tinyfusion::core::{BlockLayout, ParamSpec, StateDict};
+use tinyfusion::core::{BlockLayout, ParamSpec, StateDict, WidthGroups};
 use tinyfusion::diffusion::{Interpolant, InterpolantConfig, InterpolantObjective};
 use tinyfusion::models::{SiT, SiTConfig};
 
@@ -61,6 +61,18 @@ impl Family for Sit {
     ) -> tinyfusion::core::Result<(SiTConfig, StateDict)> {
         let (config, weights) = Dit::keep(&config.0, weights, kept)?;
         Ok((SiTConfig(config), weights))
+    }
+
+    fn width_groups(config: &SiTConfig) -> Vec<WidthGroups> {
+        config.width_groups()
+    }
+
+    fn narrow(
+        config: &SiTConfig,
+        weights: &StateDict,
+        kept: &[Vec<usize>],
+    ) -> tinyfusion::core::Result<(SiTConfig, StateDict)> {
+        config.narrow(weights, kept)
     }
 
     fn network(

@@ -2,7 +2,8 @@ use candle_core::{DType, Tensor};
 use tinyfusion_core::{BlockStack, Error, LatentBatch, LatentQuery, Result, StepRng};
 
 use crate::loss::mean_flat;
-use crate::{Interpolant, LabelDrop, Objective, Prediction, Weighting};
+use crate::objective::check_timestep;
+use crate::{Interpolant, LabelDrop, Objective, Prediction, TimestepObjective, Weighting};
 
 /// SiT's training problem: estimate the velocity (or noise, or score) of a batch on its way between noise
 /// and data (Ma et al., 2401.08740, §2).
@@ -13,6 +14,9 @@ pub struct InterpolantObjective {
     interpolant: Interpolant,
     labels: LabelDrop,
 }
+
+/// Times that [`TimestepObjective`] goes through: as many as the chain of a DiT has.
+const TIMESTEPS: usize = 1000;
 
 /// A batch on its way, ready: everything random of one step.
 #[derive(Debug, Clone)]
@@ -212,5 +216,27 @@ impl<S: BlockStack<Input = LatentQuery>> Objective<S> for InterpolantObjective {
         _draw: &InterpolantDraw,
     ) -> Result<Tensor> {
         self.distillation(student, teacher)
+    }
+}
+
+impl<S: BlockStack<Input = LatentQuery>> TimestepObjective<S> for InterpolantObjective {
+    /// The training interval in a thousand equal parts: time is continuous here.
+    fn timesteps(&self) -> usize {
+        TIMESTEPS
+    }
+
+    /// At the middle of part `t`, counted from the end where the data is.
+    fn draw_timestep(
+        &self,
+        batch: &LatentBatch,
+        t: usize,
+        rng: &mut StepRng,
+    ) -> Result<InterpolantDraw> {
+        check_timestep(t, TIMESTEPS)?;
+        let (t0, t1) = self.interpolant.config().train_interval();
+        let time = t1 - (t as f64 + 0.5) / TIMESTEPS as f64 * (t1 - t0);
+        let noise = rng.normal(batch.x.shape().clone(), batch.x.device())?; // (B, C, H, W)
+        let batch = self.labels.drop_from(batch, rng)?;
+        self.draw_at(&batch, vec![time as f32; batch.x.dim(0)?], noise)
     }
 }

@@ -6,6 +6,7 @@ use tinyfusion_nn::{Scope, ops};
 
 use super::EPS;
 use super::config::Stage;
+use crate::BlockWidth;
 
 /// Dropout at the four places of a block.
 #[derive(Debug, Clone)]
@@ -46,29 +47,31 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub(super) fn load(scope: &Scope<'_>, stage: Stage) -> Result<Self> {
-        let Stage { width, hidden, .. } = stage;
+    /// A block of `stage`, of its own width.
+    pub(super) fn load(scope: &Scope<'_>, stage: Stage, own: BlockWidth) -> Result<Self> {
+        let (width, hidden) = (stage.width, own.hidden);
+        let inner = own.heads * stage.head_size();
         Ok(Self {
             norm1: LayerNorm::load(&scope.at("norm1"), width, EPS)?,
-            qkv: Linear::load(&scope.at("attn.qkv"), width, 3 * width)?,
-            proj: Linear::load(&scope.at("attn.proj"), width, width)?,
+            qkv: Linear::load(&scope.at("attn.qkv"), width, 3 * inner)?,
+            proj: Linear::load(&scope.at("attn.proj"), inner, width)?,
             norm2: LayerNorm::load(&scope.at("norm2"), width, EPS)?,
             fc1: Linear::load(&scope.at("mlp.fc1"), width, hidden)?,
             fc2: Linear::load(&scope.at("mlp.fc2"), hidden, width)?,
-            heads: stage.heads,
+            heads: own.heads,
         })
     }
 
     /// x (B, T, D) → (B, T, D).
     pub(super) fn forward(&self, x: &Tensor, drop: Option<&BlockDropout>) -> Result<Tensor> {
-        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?; // (B, T, 3·D)
+        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?; // (B, T, 3·inner)
         let attn = match drop {
-            None => attention(&qkv, self.heads)?, // (B, T, D)
+            None => attention(&qkv, self.heads)?, // (B, T, inner)
             Some(drop) => attention_dropped(&qkv, self.heads, &drop.attn)?,
         };
         let attn = dropped(self.proj.forward(&attn)?, drop.map(|d| &d.proj))?; // (B, T, D)
         let x = (x + attn)?;
-        let hidden = self.fc1.forward_gelu_erf(&self.norm2.forward(&x)?)?; // (B, T, mlp_ratio·D)
+        let hidden = self.fc1.forward_gelu_erf(&self.norm2.forward(&x)?)?; // (B, T, hidden)
         let hidden = dropped(hidden, drop.map(|d| &d.hidden))?;
         let mlp = dropped(self.fc2.forward(&hidden)?, drop.map(|d| &d.mlp))?; // (B, T, D)
         Ok((x + mlp)?)

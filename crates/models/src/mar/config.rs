@@ -7,6 +7,7 @@ use tinyfusion_diffusion::{LabelDrop, MarTraining, Respacing, token_diffusion};
 use crate::Preset;
 use crate::bounds::{check_sizes, check_values};
 use crate::presets::find;
+use crate::width::{self, BlockWidth};
 
 /// The sizes of a MAR and the settings of its training and sampling, under the names of the official constructor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,6 +55,10 @@ pub struct MarConfig {
     pub num_sampling_steps: String,
     /// Times and noises per token and training step, at most 1024.
     pub diffusion_batch_mul: usize,
+    /// Heads and MLP channels of every block, the encoder's first, for a model cut in width; none where all blocks are
+    /// dense. Heads and `mlp_ratio` above stay those of the dense model, whose heads have the same size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub widths: Option<Vec<BlockWidth>>,
 }
 
 impl Default for MarConfig {
@@ -81,11 +86,12 @@ impl Default for MarConfig {
             diffloss_w: 1280,
             num_sampling_steps: "100".into(),
             diffusion_batch_mul: 4,
+            widths: None,
         }
     }
 }
 
-/// Width, depth, heads and MLP width of one stage.
+/// Width, depth, heads and MLP width of one stage, dense.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stage {
     pub(super) name: &'static str,
@@ -212,6 +218,9 @@ impl MarConfig {
             }
         }
         self.sampling_steps()?;
+        if let Some(widths) = &self.widths {
+            width::check_widths(WHAT, widths, &self.dense_widths())?;
+        }
         check_values(WHAT, &self.params())?;
         let noise = (noises as u128)
             .saturating_mul(self.seq_len() as u128)
@@ -334,14 +343,18 @@ impl MarConfig {
             weights = keep_blocks(&weights, name, kept)?;
         }
         let [encoder, decoder] = stages.map(|kept| kept.len());
-        Ok((self.with_depths(encoder, decoder), weights))
+        let widths = kept.iter().map(|&i| self.block_width(i)).collect();
+        Ok((
+            self.with_depths(encoder, decoder).with_widths(widths),
+            weights,
+        ))
     }
 
     /// Every tensor of the checkpoint, by name and shape, of a config that passes
     /// [`validate`](Self::validate).
     ///
     /// # Panics
-    /// When `vae_stride` or `patch_size` is 0.
+    /// When `vae_stride`, `patch_size` or a stage's count of heads is 0.
     pub fn params(&self) -> Vec<ParamSpec> {
         let (e, d, w) = (
             self.encoder_embed_dim,
@@ -356,13 +369,15 @@ impl MarConfig {
         list.linear("z_proj", e, c);
         list.norm("z_proj_ln", e);
         list.add("encoder_pos_embed_learned", &[1, with_buffer, e]);
-        for stage in [self.stage(0), self.stage(1)] {
-            let Stage { width, hidden, .. } = stage;
+        for (first, stage) in [(0, self.stage(0)), (self.encoder_depth, self.stage(1))] {
+            let Stage { width, .. } = stage;
             for i in 0..stage.depth {
                 let at = |name: &str| format!("{}.{i}.{name}", stage.name);
+                let BlockWidth { heads, hidden } = self.block_width(first + i);
+                let inner = heads * stage.head_size();
                 list.norm(&at("norm1"), width);
-                list.linear(&at("attn.qkv"), 3 * width, width);
-                list.linear(&at("attn.proj"), width, width);
+                list.linear(&at("attn.qkv"), 3 * inner, width);
+                list.linear(&at("attn.proj"), width, inner);
                 list.norm(&at("norm2"), width);
                 list.linear(&at("mlp.fc1"), hidden, width);
                 list.linear(&at("mlp.fc2"), width, hidden);
@@ -399,7 +414,7 @@ impl MarConfig {
     /// Number of values in the network, of a config that passes [`validate`](Self::validate).
     ///
     /// # Panics
-    /// When `vae_stride` or `patch_size` is 0.
+    /// When `vae_stride`, `patch_size` or a stage's count of heads is 0.
     pub fn parameters(&self) -> usize {
         self.params()
             .iter()

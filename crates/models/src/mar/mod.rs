@@ -2,6 +2,7 @@
 
 mod block;
 mod config;
+mod width;
 
 pub use config::MarConfig;
 
@@ -57,7 +58,8 @@ impl Mar {
         let mut blocks = Vec::with_capacity(config.encoder_depth + config.decoder_depth);
         for stage in [config.stage(0), config.stage(1)] {
             for i in 0..stage.depth {
-                blocks.push(Block::load(&root.at(stage.name).at(i), stage)?);
+                let width = config.block_width(blocks.len());
+                blocks.push(Block::load(&root.at(stage.name).at(i), stage, width)?);
             }
         }
         Ok(Self {

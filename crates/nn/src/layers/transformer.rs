@@ -14,16 +14,26 @@ pub struct Attention {
 impl Attention {
     /// Takes `qkv` (3·D, D) and `proj` (D, D).
     pub fn load(scope: &Scope<'_>, width: usize, heads: usize) -> Result<Self> {
+        Self::load_narrow(scope, width, heads, width)
+    }
+
+    /// Takes `qkv` (3·inner, D) and `proj` (D, inner): `heads` heads that together are `inner` wide.
+    pub fn load_narrow(
+        scope: &Scope<'_>,
+        width: usize,
+        heads: usize,
+        inner: usize,
+    ) -> Result<Self> {
         Ok(Self {
-            qkv: Linear::load(&scope.at("qkv"), width, 3 * width)?,
-            proj: Linear::load(&scope.at("proj"), width, width)?,
+            qkv: Linear::load(&scope.at("qkv"), width, 3 * inner)?,
+            proj: Linear::load(&scope.at("proj"), inner, width)?,
             heads,
         })
     }
 
     /// (B, T, D) → (B, T, D).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let qkv = self.qkv.forward(x)?; // (B, T, 3·D)
+        let qkv = self.qkv.forward(x)?; // (B, T, 3·inner)
         self.proj.forward(&ops::attention(&qkv, self.heads)?) // (B, T, D)
     }
 }

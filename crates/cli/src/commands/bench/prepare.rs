@@ -95,7 +95,7 @@ fn network(args: &Args) -> Result<()> {
         let student = keep_blocks(&weights, "blocks", &selection.kept)?;
         save(
             &args.case.join("student"),
-            &config.with_depth(selection.kept.len()),
+            &config.with_blocks(&selection.kept),
             &student,
         )?;
         write_selection(&args.case, &selection)?;
