@@ -15,10 +15,10 @@ use tinyfusion::recover::width::{
 };
 use tinyfusion::train::Stop;
 
-use super::score::save_selection;
 use crate::family::{Architecture, Family, Model, save, with_family};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
+use crate::selection_file::save_selection;
 use crate::settings::finite;
 use crate::training_data::DataOptions;
 
