@@ -1,7 +1,7 @@
 //! The report of merged runs: `report.html`, `report.md`, `results.csv` and `rows.tex`.
 
 use crate::comparisons::{self, Comparison, comparisons};
-use crate::findings::{Verdict, caveats};
+use crate::findings::caveats;
 use crate::groups::groups;
 use crate::html::{page, section};
 use crate::matrix::matrix;
@@ -10,7 +10,7 @@ use crate::merge::{Merged, Section};
 use crate::report::Figure;
 use crate::results::{ResultRow, Results};
 use crate::svg::escape;
-use crate::{html, table};
+use crate::{html, markdown, table};
 
 /// A section with its plots.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub struct Pages {
 pub fn combined(parts: &[Part], merged: &Merged) -> Pages {
     Pages {
         html: page_of(parts, &merged.objections),
-        markdown: markdown(parts, &merged.objections),
+        markdown: markdown_of(parts, &merged.objections),
         csv: csv(parts),
         latex: latex(parts),
     }
@@ -100,7 +100,7 @@ fn statements(results: &Results) -> (Vec<Comparison>, Option<&'static str>) {
     (all, note)
 }
 
-fn markdown(parts: &[Part], objections: &[String]) -> String {
+fn markdown_of(parts: &[Part], objections: &[String]) -> String {
     let mut out = format!("# {TITLE}\n\nPictures: report.html. Every row: results.csv.\n");
     if !objections.is_empty() {
         out += "\n**Put side by side by force; these cannot be compared:**\n\n";
@@ -118,9 +118,7 @@ fn markdown(parts: &[Part], objections: &[String]) -> String {
         let (all, note) = statements(results);
         if let Some(note) = note {
             out += "\n### Learned against its rivals\n\n";
-            for c in &all {
-                out += &format!("- **{}**: {}\n", c.verdict.word(), c.text);
-            }
+            out += &markdown::answers(&all);
             out += &format!("{}{note}\n", if all.is_empty() { "" } else { "\n" });
         }
         let plots = part.figures.iter().filter(|f| !f.caption.is_empty());
@@ -160,24 +158,8 @@ fn page_of(parts: &[Part], objections: &[String]) -> String {
     for (i, part) in parts.iter().enumerate() {
         let results = &part.section.results;
         let (all, note) = statements(results);
-        let answer = |c: &Comparison| {
-            let class = match c.verdict {
-                Verdict::Yes => "yes",
-                Verdict::No => "no",
-                Verdict::Unclear | Verdict::Unknown => "unclear",
-            };
-            format!(
-                "<li><b class=\"{class}\">{}:</b> {}</li>\n",
-                c.verdict.word(),
-                escape(&c.text)
-            )
-        };
-        let answers: String = all.iter().map(answer).collect();
+        let answers = html::answers(&all);
         let said = note.map_or(String::new(), |note| {
-            let answers = match answers.as_str() {
-                "" => String::new(),
-                answers => format!("<ul class=\"answers\">\n{answers}</ul>\n"),
-            };
             format!(
                 "<h3>Learned against its rivals</h3>\n{answers}<p class=\"note\">{}</p>\n",
                 escape(note)

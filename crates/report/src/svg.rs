@@ -55,6 +55,14 @@ impl Svg {
         self.body.push('\n');
     }
 
+    /// Colours of its own, for a picture outside a page: a style sheet, and a background of the class `page`. To be called first.
+    pub fn style(&mut self, css: &str) {
+        self.add(format_args!("<style>{css}</style>"));
+        self.add(format_args!(
+            r#"<rect class="page" width="100%" height="100%"/>"#
+        ));
+    }
+
     /// A straight line.
     pub fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
         self.add(format_args!(

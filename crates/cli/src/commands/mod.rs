@@ -7,6 +7,7 @@ mod learn;
 mod loss;
 mod models;
 mod pretrain;
+mod report;
 pub(crate) mod sample;
 mod score;
 
@@ -37,6 +38,7 @@ pub(crate) enum Command {
     Loss(loss::Args),
     Sample(sample::Args),
     Evaluate(evaluate::Args),
+    Report(report::Args),
     Bench(bench::Args),
 }
 
@@ -53,6 +55,7 @@ impl Command {
             Self::Loss(args) => loss::run(args, stop),
             Self::Sample(args) => sample::run(args, stop),
             Self::Evaluate(args) => evaluate::run(args, stop),
+            Self::Report(args) => report::run(args),
             Self::Bench(args) => bench::run(args),
         }
     }
