@@ -232,11 +232,10 @@ fn scores(a: &Source, b: &Source) -> Vec<String> {
     let of = |s: &Source| {
         [
             ("features of the evaluation", s.results.features.clone()),
-            ("classifier", setting(s, "/classifier")),
-            ("reference", setting(s, "/evaluate/reference")),
+            ("classifiers", setting(s, "/classifier")),
+            ("references", setting(s, "/evaluate/reference")),
             ("reference images", count(s.results.reference_count)),
             ("samples per row", count(s.results.sample_count)),
-            ("held-out images", setting(s, "/loss")),
         ]
     };
     let differ = |((what, x), (_, y)): ((&str, String), (&str, String))| {
@@ -253,15 +252,7 @@ fn scores(a: &Source, b: &Source) -> Vec<String> {
 /// What differs in the settings of two runs of a preset, but for the seed and what decides no result.
 fn settings(a: &Source, b: &Source) -> Option<String> {
     // Expected seconds are the progress bar's; what `scores` compares it reports itself.
-    const APART: &[&str] = &[
-        "seed",
-        "seeds",
-        "seconds",
-        "evaluate",
-        "loss",
-        "classifier",
-        "name",
-    ];
+    const APART: &[&str] = &["seed", "seeds", "seconds", "evaluate", "classifier", "name"];
     let keys = |s: &Source| {
         let mut flat = BTreeMap::new();
         flatten(&s.results.settings, String::new(), &mut flat);
