@@ -6,15 +6,18 @@ use anyhow::{Context, Result};
 use base64::Engine as _;
 use tinyfusion_report::plots::{self, Curve, Decision, Metric, Selection};
 use tinyfusion_report::svg::short;
-use tinyfusion_report::{Figure, Grid, Recovery, Report, ResultRow, Results, Whole};
+use tinyfusion_report::{Figure, Grid, Recovery, Report, ResultRow, Results, Whole, study_figures};
 
 use crate::files;
 use crate::reproduce::{Row, say};
 
 /// Writes the four files into `out`.
 pub(crate) fn write(results: Results, rows: &[Row], out: &Path) -> Result<Report> {
+    let read = |path: &Path| std::fs::read_to_string(out.join(path));
+    let mut pictures = study_figures(&results, &read)?;
+    pictures.extend(figures(&results, rows)?);
     let report = Report {
-        figures: figures(&results, rows)?,
+        figures: pictures,
         grids: grids(&results, rows)?,
         results,
     };

@@ -1,6 +1,8 @@
 //! `report.html`: one file, nothing fetched, for light and dark, wide and narrow screens.
 
+use crate::comparisons::{Comparison, NOTE, comparisons};
 use crate::findings::{Verdict, caveats, findings, headline};
+use crate::matrix::matrix;
 use crate::paper;
 use crate::report::{Figure, Grid};
 use crate::results::Results;
@@ -18,6 +20,7 @@ pub(crate) fn report(results: &Results, figures: &[Figure], grids: &[Grid]) -> S
             escape(&headline(results))
         ),
         format!("<p>{}</p></header>", escape(&table::machine(results))),
+        study(results),
         section("results", "Results", &results_table(results)),
         section(
             "paper",
@@ -34,6 +37,47 @@ pub(crate) fn report(results: &Results, figures: &[Figure], grids: &[Grid]) -> S
         section("record", "For the record", &record(results)),
     ];
     page(&title, &body)
+}
+
+/// The study's table and the tests over its seeds; nothing where there is neither.
+fn study(results: &Results) -> String {
+    let tests = answers(&comparisons(&results.rows));
+    let Some(study) = &results.study else {
+        return String::new();
+    };
+    let title = study.title.as_deref().unwrap_or("The study");
+    let table = matrix(results).html(title);
+    let tests = match tests.as_str() {
+        "" => tests,
+        list => format!(
+            "<h3>Learned against its rivals</h3>\n{list}<p class=\"note\">{}</p>",
+            escape(NOTE)
+        ),
+    };
+    section("study", &escape(title), &format!("{table}\n{tests}"))
+}
+
+/// Comparisons as a list; empty for none.
+pub(crate) fn answers(all: &[Comparison]) -> String {
+    let answer = |c: &Comparison| {
+        let class = class(c.verdict);
+        let (word, text) = (c.verdict.word(), escape(&c.text));
+        format!("<li><b class=\"{class}\">{word}:</b> {text}</li>\n")
+    };
+    let items: String = all.iter().map(answer).collect();
+    match items.as_str() {
+        "" => items,
+        items => format!("<ul class=\"answers\">\n{items}</ul>\n"),
+    }
+}
+
+/// The colour of a verdict.
+fn class(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Yes => "yes",
+        Verdict::No => "no",
+        Verdict::Unclear | Verdict::Unknown => "unclear",
+    }
 }
 
 /// A page of these parts; `title` is escaped already.
@@ -53,7 +97,7 @@ pub(crate) fn section(id: &str, title: &str, body: &str) -> String {
 }
 
 /// A table that scrolls by itself on a narrow screen.
-fn scrolling(name: &str, columns: &[&str], rows: &str) -> String {
+pub(crate) fn scrolling(name: &str, columns: &[&str], rows: &str) -> String {
     let head: String = columns
         .iter()
         .map(|c| format!("<th scope=\"col\">{c}</th>"))
@@ -123,11 +167,7 @@ pub(crate) fn findings_list(results: &Results) -> String {
             escape(finding.question)
         );
         for (verdict, text) in finding.answers {
-            let class = match verdict {
-                Verdict::Yes => "yes",
-                Verdict::No => "no",
-                Verdict::Unclear | Verdict::Unknown => "unclear",
-            };
+            let class = class(verdict);
             out += &format!(
                 "<li><b class=\"{class}\">{}:</b> {}</li>\n",
                 verdict.word(),
@@ -143,7 +183,7 @@ pub(crate) fn findings_list(results: &Results) -> String {
     format!("{out}<h3>To be kept in mind</h3>\n<ul>\n{list}</ul>")
 }
 
-fn figure(figure: &Figure) -> String {
+pub(crate) fn figure(figure: &Figure) -> String {
     let entry = |(series, name): &(usize, String)| {
         format!("<li><i class=\"k{series}\"></i>{}</li>", escape(name))
     };

@@ -1,6 +1,8 @@
 //! `report.md`.
 
+use crate::comparisons::{Comparison, NOTE, comparisons};
 use crate::findings::{caveats, findings, headline};
+use crate::matrix::matrix;
 use crate::paper;
 use crate::results::Results;
 use crate::table::{self, Kind, Line};
@@ -13,6 +15,7 @@ pub(crate) fn report(results: &Results) -> String {
         headline(results)
     );
     out += "Pictures and plots: [report.html](report.html). Every number: [results.json](results.json).\n\n";
+    out += &study(results);
     out += &format!("## Results\n\n{}\n", summary(results));
     out += &format!("## What the numbers show\n\n{}\n", findings_list(results));
     out += "### To be kept in mind\n\n";
@@ -32,6 +35,26 @@ pub(crate) fn report(results: &Results) -> String {
         results.commands.join("\n")
     );
     out
+}
+
+/// The study's table and the tests over its seeds; nothing without a study.
+fn study(results: &Results) -> String {
+    let Some(study) = &results.study else {
+        return String::new();
+    };
+    let title = study.title.as_deref().unwrap_or("The study");
+    let tests = answers(&comparisons(&results.rows));
+    let tests = match tests.as_str() {
+        "" => tests,
+        list => format!("### Learned against its rivals\n\n{list}\n{NOTE}\n\n"),
+    };
+    format!("## {title}\n\n{}\n{tests}", matrix(results).markdown())
+}
+
+/// Comparisons as a list; empty for none.
+pub(crate) fn answers(all: &[Comparison]) -> String {
+    let answer = |c: &Comparison| format!("- **{}**: {}\n", c.verdict.word(), c.text);
+    all.iter().map(answer).collect()
 }
 
 /// The results in few columns, what they mean and where they were measured: to be pasted elsewhere.
@@ -78,7 +101,7 @@ fn table(columns: &[&str], lines: Vec<Line>) -> String {
 }
 
 /// A table; all columns but the first are numbers, to the right.
-fn grid(columns: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
+pub(crate) fn grid(columns: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
     let line = |cells: &[String]| {
         let cells: Vec<String> = cells
             .iter()
@@ -135,6 +158,22 @@ mod tests {
         assert_eq!(text.matches("| **random").count(), 1);
         assert!(!text.contains("seed 0") && text.contains("2 cores, 8.0 GiB"));
         assert!(report(&results()).contains(&text));
+    }
+
+    #[test]
+    fn a_study_has_its_own_table_and_other_reports_do_not() {
+        let mut r = results();
+        assert!(!report(&r).contains("| pattern | delta |"));
+        r.study =
+            Some(serde_json::from_str(r#"{"kind": "table4", "title": "the study"}"#).unwrap());
+        let text = report(&r);
+        assert!(
+            text.contains("## the study\n\n| pattern | delta |"),
+            "{text}"
+        );
+        let page = crate::html::report(&r, &[], &[]);
+        crate::html::tests::well_formed(&page);
+        assert!(page.contains("<section id=\"study\""));
     }
 
     #[test]

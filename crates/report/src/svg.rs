@@ -55,6 +55,14 @@ impl Svg {
         self.body.push('\n');
     }
 
+    /// Colours of its own, for a picture outside a page: a style sheet, and a background of the class `page`. To be called first.
+    pub fn style(&mut self, css: &str) {
+        self.add(format_args!("<style>{css}</style>"));
+        self.add(format_args!(
+            r#"<rect class="page" width="100%" height="100%"/>"#
+        ));
+    }
+
     /// A straight line.
     pub fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
         self.add(format_args!(
@@ -86,6 +94,25 @@ impl Svg {
             r#"<polyline class="{class}" points="{}"><title>{tip}</title></polyline>"#,
             points.join(" ")
         ));
+    }
+
+    /// A closed shape with a tooltip.
+    pub fn polygon(&mut self, class: &str, points: &[(f64, f64)], tip: &str) {
+        let points: Vec<String> = points
+            .iter()
+            .map(|(x, y)| format!("{x:.1},{y:.1}"))
+            .collect();
+        let tip = escape(tip);
+        self.add(format_args!(
+            r#"<polygon class="{class}" points="{}"><title>{tip}</title></polygon>"#,
+            points.join(" ")
+        ));
+    }
+
+    /// Another picture within this one, in a rectangle.
+    pub fn nest(&mut self, picture: &str, (x, y): (f64, f64), (w, h): (f64, f64)) {
+        let place = format!(r#"<svg x="{x:.1}" y="{y:.1}" width="{w:.1}" height="{h:.1}" "#);
+        self.add(format_args!("{}", picture.replacen("<svg ", &place, 1)));
     }
 
     /// A text at its base line.

@@ -1,6 +1,6 @@
 //! `bench.svg`: a picture that stands for itself, so it carries its own colours.
 
-use std::fmt::Write;
+use tinyfusion_report::svg::{Anchor, Svg};
 
 use super::preset::Contender;
 use super::results::{CaseResult, ContenderResult, Results};
@@ -35,14 +35,13 @@ pub(crate) fn draw(results: &Results) -> String {
         .fold(1.0, f64::max);
     let scale = (WIDTH - LEFT - RIGHT) / longest;
     let title = "Time of a step over tinyfusion's";
-    let mut picture = Picture(format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH:.0} {height:.0}\" role=\"img\" aria-label=\"{title}\">\n\
-         <style>{STYLE}</style>\n<rect class=\"page\" width=\"100%\" height=\"100%\"/>\n"
-    ));
-    picture.text("title", (12.0, 24.0), title);
+    let mut picture = Svg::new(WIDTH, height, title);
+    picture.style(STYLE);
+    picture.text("title", (12.0, 24.0), Anchor::Start, title);
     picture.text(
         "soft",
         (12.0, 44.0),
+        Anchor::Start,
         &format!(
             "CPU, f32, {} threads; median of {} alternating rounds, whisker: least to largest; thick mark: what the operations cost at \
              the machine's peak",
@@ -57,7 +56,7 @@ pub(crate) fn draw(results: &Results) -> String {
             ""
         };
         let name = format!("{}, batch {}{busy}", case.name, case.batch);
-        picture.text("case", (12.0, y + 14.0), &name);
+        picture.text("case", (12.0, y + 14.0), Anchor::Start, &name);
         y += GAP - 10.0;
         let (top, unit) = (y, ours(case));
         for c in &case.contenders {
@@ -71,7 +70,7 @@ pub(crate) fn draw(results: &Results) -> String {
         }
         y += 10.0;
     }
-    picture.0 + "</svg>\n"
+    picture.finish() + "\n"
 }
 
 /// Our median: the unit of a case.
@@ -79,12 +78,17 @@ fn ours(case: &CaseResult) -> f64 {
     case.contenders.first().map_or(1.0, |c| c.spread.median)
 }
 
-fn bar(picture: &mut Picture, c: &ContenderResult, y: f64, unit: f64, scale: f64) {
+fn bar(picture: &mut Svg, c: &ContenderResult, y: f64, unit: f64, scale: f64) {
     let at = |s: f64| LEFT + s / unit * scale;
     let (class, middle) = (class(c.contender), y + BAR / 2.0);
-    picture.text("soft", (24.0, middle + 4.0), c.contender.name());
+    picture.text(
+        "soft",
+        (24.0, middle + 4.0),
+        Anchor::Start,
+        c.contender.name(),
+    );
     let length = at(c.spread.median) - LEFT;
-    picture.rect(class, (LEFT, y + 2.0), (length, BAR - 4.0));
+    picture.rect(class, (LEFT, y + 2.0), (length, BAR - 4.0), 1.0);
     picture.line(
         "whisker",
         (at(c.spread.least), middle),
@@ -98,6 +102,7 @@ fn bar(picture: &mut Picture, c: &ContenderResult, y: f64, unit: f64, scale: f64
         "number",
         // Behind the marks, too.
         (at(c.spread.largest.max(unit)) + 8.0, middle + 4.0),
+        Anchor::Start,
         &format!(
             "{:.2}×  {}{share}",
             c.spread.median / unit,
@@ -112,39 +117,6 @@ fn class(contender: Contender) -> &'static str {
         Contender::Half => "half",
         Contender::Eager => "eager",
         Contender::Compile => "compile",
-    }
-}
-
-/// SVG elements, one after the other. Writing to a String cannot fail.
-struct Picture(String);
-
-impl Picture {
-    fn text(&mut self, class: &str, (x, y): (f64, f64), text: &str) {
-        let text = text
-            .replace('&', "&amp;")
-            .replace('<', "&lt;")
-            .replace('>', "&gt;");
-        writeln!(
-            self.0,
-            r#"<text class="{class}" x="{x:.1}" y="{y:.1}">{text}</text>"#
-        )
-        .ok();
-    }
-
-    fn rect(&mut self, class: &str, (x, y): (f64, f64), (w, h): (f64, f64)) {
-        writeln!(
-            self.0,
-            r#"<rect class="{class}" x="{x:.1}" y="{y:.1}" width="{w:.1}" height="{h:.1}"/>"#
-        )
-        .ok();
-    }
-
-    fn line(&mut self, class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
-        writeln!(
-            self.0,
-            r#"<line class="{class}" x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}"/>"#
-        )
-        .ok();
     }
 }
 

@@ -9,6 +9,7 @@ mod loss;
 mod models;
 mod narrow;
 mod pretrain;
+mod report;
 pub(crate) mod sample;
 mod score;
 
@@ -41,6 +42,7 @@ pub(crate) enum Command {
     Activations(activations::Args),
     Sample(sample::Args),
     Evaluate(evaluate::Args),
+    Report(report::Args),
     Bench(bench::Args),
 }
 
@@ -59,6 +61,7 @@ impl Command {
             Self::Activations(args) => activations::run(args, stop),
             Self::Sample(args) => sample::run(args, stop),
             Self::Evaluate(args) => evaluate::run(args, stop),
+            Self::Report(args) => report::run(args),
             Self::Bench(args) => bench::run(args),
         }
     }
