@@ -10,6 +10,7 @@ mod measure;
 mod rules;
 
 use crate::correlation::rank_correlation;
+use crate::groups::{Group, groups};
 use crate::svg::short;
 use measure::{fine_tuned, other_masks};
 use rules::{Order, best, compare, compare_outright, loss, order, rows, unscored};
@@ -18,16 +19,20 @@ use crate::results::{Recovery, ResultRow, Results};
 
 /// The word in front of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
+    /// The numbers say so.
     Yes,
+    /// They say the contrary.
     No,
+    /// They leave it open.
     Unclear,
     /// There is no number to answer it.
     Unknown,
 }
 
 impl Verdict {
-    pub(crate) fn word(self) -> &'static str {
+    /// For people.
+    pub fn word(self) -> &'static str {
         match self {
             Self::Yes => "Yes",
             Self::No => "No",
@@ -142,6 +147,12 @@ pub(crate) fn caveats(results: &Results) -> Vec<String> {
     let reference = results
         .reference_count
         .map_or("the".into(), |n| n.to_string());
+    let repeated = |g: &Group<'_>| g.first().criterion != "random" && g.rows.len() > 1;
+    let run = if groups(&results.rows).iter().any(repeated) {
+        "seed of a row is one run"
+    } else {
+        "row is one run with one seed"
+    };
     let mut list = vec![
         format!(
             "FID, IS, precision, recall and KID are computed on the features of a small classifier ({}), not on Inception: \
@@ -149,7 +160,7 @@ pub(crate) fn caveats(results: &Results) -> Vec<String> {
             results.features
         ),
         format!(
-            "Each row is one run with one seed, {samples} samples against {reference} reference images. FID is biased upwards with so \
+            "Each {run}, {samples} samples against {reference} reference images. FID is biased upwards with so \
              few samples, equally for every row."
         ),
         "Held-out loss: the teacher's training loss on held-out images, with the same random draws for every row; it varies less \

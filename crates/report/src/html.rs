@@ -53,7 +53,7 @@ pub(crate) fn section(id: &str, title: &str, body: &str) -> String {
 }
 
 /// A table that scrolls by itself on a narrow screen.
-fn scrolling(name: &str, columns: &[&str], rows: &str) -> String {
+pub(crate) fn scrolling(name: &str, columns: &[&str], rows: &str) -> String {
     let head: String = columns
         .iter()
         .map(|c| format!("<th scope=\"col\">{c}</th>"))
@@ -143,7 +143,7 @@ pub(crate) fn findings_list(results: &Results) -> String {
     format!("{out}<h3>To be kept in mind</h3>\n<ul>\n{list}</ul>")
 }
 
-fn figure(figure: &Figure) -> String {
+pub(crate) fn figure(figure: &Figure) -> String {
     let entry = |(series, name): &(usize, String)| {
         format!("<li><i class=\"k{series}\"></i>{}</li>", escape(name))
     };

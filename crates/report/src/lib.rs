@@ -1,20 +1,30 @@
 #![doc = include_str!("../README.md")]
 
 // What goes in.
+mod merge;
 mod results;
 mod study;
+
+// Seeds of one method taken together, and what can be said of them.
+mod comparisons;
+mod groups;
+mod measure;
+mod statistics;
 
 // What the numbers show, in words.
 mod correlation;
 mod findings;
 
 // Cells of text and pictures.
+mod figures;
+mod matrix;
 mod paper;
 pub mod plots;
 pub mod svg;
 mod table;
 
 // What comes out.
+mod combined;
 mod html;
 mod markdown;
 mod report;
@@ -23,10 +33,19 @@ mod whole;
 #[cfg(test)]
 mod sample;
 
+pub use combined::{Pages, Part, combined};
+pub use comparisons::{Comparison, NOTE, comparisons};
+pub use figures::{Read, plain_figures, study_figures};
+pub use findings::Verdict;
+pub use groups::{Group, groups};
+pub use matrix::{Line, Matrix, matrix};
+pub use measure::{Measure, plus_minus};
+pub use merge::{Error, Merged, Section, Source, merge, parse};
 pub use report::{Figure, Grid, Report};
 pub use results::{
     Aggregate, Cost, Failure, Machine, Recovery, ResultRow, Results, Spread, Traces,
 };
+pub use statistics::{Moments, Paired, holm};
 pub use study::{Kind, Study, cell};
 pub use table::duration;
 pub use whole::Whole;

@@ -78,7 +78,7 @@ fn table(columns: &[&str], lines: Vec<Line>) -> String {
 }
 
 /// A table; all columns but the first are numbers, to the right.
-fn grid(columns: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
+pub(crate) fn grid(columns: &[&str], lines: impl Iterator<Item = Vec<String>>) -> String {
     let line = |cells: &[String]| {
         let cells: Vec<String> = cells
             .iter()

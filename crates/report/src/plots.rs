@@ -1,9 +1,21 @@
 //! The pictures of the report, each a function from data to SVG.
 
+mod activations;
+mod calibration;
+mod over_x;
+mod panels;
+mod speed;
+
 use serde::Deserialize;
 
 use crate::results::{Recovery, ResultRow, Results};
 use crate::svg::{Anchor, Frame, Scale, Svg, short};
+
+pub use activations::{Activations, Beyond, Layer, activations};
+pub use calibration::{correlations, criteria_over_calibration};
+pub use over_x::fid_over_x;
+pub use panels::{Search, searches};
+pub use speed::speed_over_compression;
 
 /// One line of a search's `history.jsonl`, as far as it is drawn.
 #[derive(Debug, Clone, Deserialize)]
@@ -319,7 +331,11 @@ struct Labels {
 }
 
 impl Labels {
-    fn put(&mut self, svg: &mut Svg, (x, y): (f64, f64), text: &str) {
+    fn put(&mut self, svg: &mut Svg, at: (f64, f64), text: &str) {
+        self.put_as(svg, "label", at, text);
+    }
+
+    fn put_as(&mut self, svg: &mut Svg, class: &str, (x, y): (f64, f64), text: &str) {
         const LINE: f64 = 13.0;
         let width = 6.2 * text.chars().count() as f64;
         let free = |y: &f64| {
@@ -336,7 +352,7 @@ impl Labels {
         });
         let at = tries.into_iter().find(free).unwrap_or(start);
         self.taken.push((x + 9.0, at, width));
-        svg.text("label", (x + 9.0, at), Anchor::Start, text);
+        svg.text(class, (x + 9.0, at), Anchor::Start, text);
     }
 }
 

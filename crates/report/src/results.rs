@@ -15,9 +15,11 @@ pub struct Results {
     pub preset: String,
     /// The preset itself.
     pub settings: Value,
-    /// `DiT`, `SiT` or `MAR`: the teacher's architecture.
+    /// `DiT`, `SiT` or `MAR`: the teacher's architecture. Files that do not say it are from when DiT was the only one.
+    #[serde(default = "dit")]
     pub family: String,
     /// Model directory of the teacher.
+    #[serde(default)]
     pub teacher: PathBuf,
     /// Where it was measured.
     pub machine: Machine,
@@ -45,6 +47,10 @@ pub struct Results {
     /// What the rows are to show together; none for an experiment of the kind of `tiny`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub study: Option<Study>,
+}
+
+fn dit() -> String {
+    "DiT".into()
 }
 
 /// One method.

@@ -88,6 +88,25 @@ impl Svg {
         ));
     }
 
+    /// A closed shape with a tooltip.
+    pub fn polygon(&mut self, class: &str, points: &[(f64, f64)], tip: &str) {
+        let points: Vec<String> = points
+            .iter()
+            .map(|(x, y)| format!("{x:.1},{y:.1}"))
+            .collect();
+        let tip = escape(tip);
+        self.add(format_args!(
+            r#"<polygon class="{class}" points="{}"><title>{tip}</title></polygon>"#,
+            points.join(" ")
+        ));
+    }
+
+    /// Another picture within this one, in a rectangle.
+    pub fn nest(&mut self, picture: &str, (x, y): (f64, f64), (w, h): (f64, f64)) {
+        let place = format!(r#"<svg x="{x:.1}" y="{y:.1}" width="{w:.1}" height="{h:.1}" "#);
+        self.add(format_args!("{}", picture.replacen("<svg ", &place, 1)));
+    }
+
     /// A text at its base line.
     pub fn text(&mut self, class: &str, (x, y): (f64, f64), anchor: Anchor, text: &str) {
         let anchor = match anchor {
