@@ -497,8 +497,8 @@ fn studies_of_speed_and_of_hidden_states_have_what_they_draw() {
         serde_json::json!([0, 5, 10, 15])
     );
     // A narrower model has all blocks.
-    assert_eq!(row("width-4-ft")["depth"], 16);
-    assert_eq!(row("width-4-ft")["criterion"], "width");
+    assert_eq!(row("width-8-ft")["depth"], 16);
+    assert_eq!(row("width-8-ft")["criterion"], "width");
 
     let bench = Bench::of("activations");
     succeeded(&bench.run(&[], &[]));

@@ -118,10 +118,11 @@ cut)
   ;;
 narrow)
   model "$out" "$(depth_of "$parent")"
+  echo '{"depth":16,"kept":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15],"groups":[],"criterion":"fake"}' >"$out/selection.json"
   resources
   ;;
 activations)
-  echo '[{"layer":0,"edges":[-1.0,0.0,1.0],"counts":[3,5],"mean":0.1,"std":0.5,"max_abs":0.9,"beyond":[]}]' >"$file"
+  echo '{"layers":[{"layer":0,"edges":[-1.0,0.0,1.0],"counts":[3,5],"mean":0.1,"std":0.5,"max_abs":0.9,"beyond":[{"sigma":2.0,"share":0.05}]}]}' >"$file"
   ;;
 distill)
   model "$out/model" "$(depth_of "$parent")"

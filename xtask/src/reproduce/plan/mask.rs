@@ -307,6 +307,8 @@ impl Planner<'_> {
         }
         args.extend(flags("narrow", &search.masks.flags)?);
         args.extend(strings(&["--seed", &search.seed.to_string()]));
+        // It names all blocks: the hidden states keep their width, so that the teacher's can be matched.
+        row.files.selection = Some(cut.join("selection.json"));
         self.make(row, "narrow", args, inputs, cut);
         if let Some(stage) = self.stages.last_mut() {
             stage.seconds = self.preset.seconds.score;

@@ -292,7 +292,7 @@ fn table_1_is_a_product_of_criteria_depths_recoveries_and_budgets() {
         "learned-2-4-kd-600-steps",
         "learned-3-4_3-4_2-4_3-4-ft-200-steps",
         "oracle-kd-200-steps",
-        "width-half-ft-600-steps",
+        "width-half-kd-600-steps",
     ] {
         has(id);
     }
@@ -326,7 +326,7 @@ fn table_1_is_a_product_of_criteria_depths_recoveries_and_budgets() {
     let narrow = args(&plan, "width-half/narrow");
     assert_eq!(
         narrow,
-        "narrow assets/teacher runs/x/masks/width-half/cut --parameters-of runs/x/masks/oracle/cut --seed 0"
+        "narrow assets/teacher runs/x/masks/width-half/cut --parameters-of runs/x/masks/oracle/cut --batch-size 16 --samples 16 --seed 0"
     );
 }
 
