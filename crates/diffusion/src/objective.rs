@@ -52,12 +52,8 @@ pub trait TimestepObjective<S: BlockStack>: Objective<S> {
     fn timesteps(&self) -> usize;
     /// As [`draw`](Objective::draw), with every sample at the timestep `t` < [`timesteps`](Self::timesteps). Everything
     /// else that is random depends on `rng` alone: the same state gives the same noise at every timestep.
-    fn draw_timestep(
-        &self,
-        batch: &Self::Batch,
-        t: usize,
-        rng: &mut StepRng,
-    ) -> Result<Self::Draw>;
+    fn draw_timestep(&self, batch: &Self::Batch, t: usize, rng: &mut StepRng)
+    -> Result<Self::Draw>;
 }
 
 /// An error unless `t` is one of `timesteps`.

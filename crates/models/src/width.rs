@@ -63,8 +63,8 @@ pub(crate) fn groups_of_block(
             part: WidthPart::Heads,
             count: width.heads,
             rows: vec![
-                rows("attn.qkv.weight", 0, 3, head_size), // (3·heads·E, D)
-                rows("attn.qkv.bias", 0, 3, head_size),   // (3·heads·E,)
+                rows("attn.qkv.weight", 0, 3, head_size),  // (3·heads·E, D)
+                rows("attn.qkv.bias", 0, 3, head_size),    // (3·heads·E,)
                 rows("attn.proj.weight", 1, 1, head_size), // (D, heads·E)
             ],
         },
