@@ -51,7 +51,7 @@ pub(crate) struct Args {
     /// Timesteps count until their loss is below this share of the largest (taylor only) [default: 0.05]
     #[arg(long, value_parser = finite)]
     threshold: Option<f64>,
-    /// Take every so manieth timestep: quicker, and nearly the same (taylor only) [default: 1]
+    /// Timesteps from one that is taken to the next (taylor only): more are quicker, and an approximation [default: 1]
     #[arg(long)]
     stride: Option<usize>,
     /// Images that the loss is taken on (taylor only) [default: 128]

@@ -17,7 +17,7 @@ use crate::Teacher;
 pub struct TaylorConfig {
     /// Share of the largest loss so far below which no further timestep counts.
     pub threshold: f64,
-    /// Takes every so manieth timestep, from 0: more than 1 is a cheaper approximation.
+    /// Timesteps from one that is taken to the next; above 1 it is a cheaper approximation.
     pub stride: usize,
     /// Seed of the noise.
     pub seed: u64,
