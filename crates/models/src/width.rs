@@ -81,12 +81,12 @@ pub(crate) fn groups_of_block(
     ]
 }
 
-/// The widths of every block once only the groups `kept` are left, for `groups` in the order of
-/// [`groups_of_block`], block by block.
-pub(crate) fn widths_of_kept(groups: &[WidthGroups], kept: &[Vec<usize>]) -> Vec<BlockWidth> {
-    let blocks = groups.chunks_exact(2).zip(kept.chunks_exact(2));
+/// The widths of every block once only the groups `kept` are left, for groups in the order of [`groups_of_block`],
+/// block by block.
+fn widths_of_kept(kept: &[Vec<usize>]) -> Vec<BlockWidth> {
+    let blocks = kept.chunks_exact(2);
     blocks
-        .map(|(_, kept)| BlockWidth {
+        .map(|kept| BlockWidth {
             heads: kept[0].len(),
             hidden: kept[1].len(),
         })
@@ -100,7 +100,7 @@ pub(crate) fn narrow(
     kept: &[Vec<usize>],
 ) -> Result<(Vec<BlockWidth>, StateDict)> {
     let weights = keep_groups(weights, groups, kept)?;
-    Ok((widths_of_kept(groups, kept), weights))
+    Ok((widths_of_kept(kept), weights))
 }
 
 /// What a config says of blocks of these widths: nothing where they are the dense ones.

@@ -51,10 +51,13 @@ pub(crate) struct Args {
     /// Timesteps count until their loss is below this share of the largest (taylor only) [default: 0.05]
     #[arg(long, value_parser = finite)]
     threshold: Option<f64>,
+    /// Timesteps from one that is taken to the next (taylor only): more are quicker, and an approximation [default: 1]
+    #[arg(long)]
+    stride: Option<usize>,
     /// Images that the loss is taken on (taylor only) [default: 128]
     #[arg(long)]
     samples: Option<usize>,
-    /// Images at a time (taylor only): fewer take less memory [default: 64]
+    /// Images at a time (taylor only): fewer take less memory [default: half of them, at most 64]
     #[arg(long)]
     batch_size: Option<usize>,
     /// Seed of images and noise (taylor), or of the choice (random) [default: 0]
@@ -121,9 +124,9 @@ struct Swept<'a> {
     config: TaylorConfig,
     data: &'a str,
     samples: usize,
-    /// Timesteps that counted, from 0.
+    /// How many timesteps counted.
     timesteps: usize,
-    /// Mean loss of every timestep looked at.
+    /// Mean loss at timesteps 0, stride, 2·stride, …; the last is below the threshold, if there is one more.
     losses: Vec<f64>,
 }
 
@@ -239,13 +242,14 @@ impl Args {
     fn check(&self) -> Result<()> {
         let fail = |what: String| Err(Error::usage(what).into());
         let of_taylor = self.threshold.is_some()
+            || self.stride.is_some()
             || self.samples.is_some()
             || self.batch_size.is_some()
             || self.data.is_given();
         let name = self.importance.name();
         if self.importance != Importance::Taylor && of_taylor {
             return fail(format!(
-                "importance {name} looks at no image: threshold, samples, batch-size and data need --importance taylor"
+                "importance {name} looks at no image: threshold, stride, samples, batch-size and data need --importance taylor"
             ));
         }
         if self.importance == Importance::Magnitude && self.seed.is_some() {
@@ -266,6 +270,7 @@ impl Args {
         let defaults = TaylorConfig::default();
         TaylorConfig {
             threshold: self.threshold.unwrap_or(defaults.threshold),
+            stride: self.stride.unwrap_or(defaults.stride),
             seed: self.seed.unwrap_or(0),
             ..defaults
         }
@@ -319,7 +324,9 @@ impl Args {
                 self.data.name()
             );
         }
-        let size = self.batch_size.unwrap_or(64).min(count.max(1));
+        // Two pieces at least, one for each lane.
+        let size = self.batch_size.unwrap_or(count.div_ceil(2).min(64));
+        let size = size.clamp(1, count.max(1));
         let mut loader = Loader::new(source, self.seed.unwrap_or(0), size)?;
         let piece = |start: usize| {
             let batch = loader.batch((start / size) as u64)?;

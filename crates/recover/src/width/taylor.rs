@@ -17,6 +17,8 @@ use crate::Teacher;
 pub struct TaylorConfig {
     /// Share of the largest loss so far below which no further timestep counts.
     pub threshold: f64,
+    /// Timesteps from one that is taken to the next; above 1 it is a cheaper approximation.
+    pub stride: usize,
     /// Seed of the noise.
     pub seed: u64,
     /// Batches worked on side by side; the last digits of the scores depend on it, not on the machine.
@@ -28,6 +30,7 @@ impl Default for TaylorConfig {
     fn default() -> Self {
         Self {
             threshold: 0.05,
+            stride: 1,
             seed: 0,
             lanes: 2,
         }
@@ -42,6 +45,9 @@ impl TaylorConfig {
                 "threshold is a share of the largest loss, from 0 to 1, found {}",
                 self.threshold
             )));
+        }
+        if self.stride == 0 {
+            return Err(Error::usage("stride is 0; every timestep is stride 1"));
         }
         Ok(())
     }
@@ -79,9 +85,10 @@ impl LossThreshold {
 pub struct Taylor {
     /// The score of every group, in the order of the groups that were asked about.
     pub scores: Vec<Vec<f64>>,
-    /// Timesteps that counted: 0 to this, exclusive.
+    /// How many timesteps counted: the first of those looked at.
     pub timesteps: usize,
-    /// The mean loss of every timestep looked at; one more than counted where the threshold ended it.
+    /// The mean loss at the timesteps looked at, 0, stride, 2·stride, …; one more than counted where the threshold ended
+    /// it.
     pub losses: Vec<f64>,
 }
 
@@ -126,7 +133,7 @@ where
 
     let mut threshold = LossThreshold::new(config.threshold);
     let (mut losses, mut timesteps) = (Vec::new(), 0);
-    for t in 0..objective.timesteps() {
+    for t in (0..objective.timesteps()).step_by(config.stride) {
         if stop.requested() {
             return Err(Error::Stopped);
         }
@@ -142,7 +149,7 @@ where
             break;
         }
         sweep.add(samples)?;
-        timesteps = t + 1;
+        timesteps += 1;
     }
     progress.finish();
     Ok(Taylor {
