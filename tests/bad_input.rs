@@ -109,6 +109,11 @@ fn settings_that_make_no_sense() {
         "distill teacher/model out --teacher teacher/model --features none --beta 1",
         "distill teacher/model out --teacher teacher/model --features none --sigma 1",
         "distill teacher/model out --teacher teacher/model --features none --beta-epoch 1",
+        "distill teacher/model out --steps 1 --samples 64",
+        "distill teacher/model out --steps 1 --ema 0.9 --ema-half-life 64",
+        "distill teacher/model out --steps 1 --lr 1e-3 --lr-scaling sqrt",
+        "distill teacher/model out --steps 1 --lr 1e-3 --lr-batch 16",
+        "distill teacher/model out --steps 1 --recipe other",
         "cut teacher/model out --selection s.json --pattern 1:2",
     ] {
         place.fails(2, line);

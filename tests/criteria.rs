@@ -36,23 +36,39 @@ fn every_criterion_chooses_for_every_family() {
         .iter()
         .enumerate()
         {
-            let pattern = if *criterion == "oracle" { "" } else { "--pattern 1:2" };
+            let pattern = if *criterion == "oracle" {
+                ""
+            } else {
+                "--pattern 1:2"
+            };
             let line = format!("score teacher/model s{i} --criterion {criterion} {pattern}");
             place.ok(&line);
             let selection = place.json(&format!("s{i}/selection.json"));
             let scores = place.json(&format!("s{i}/scores.json"));
             assert_eq!(selection["kept"], scores["kept"], "{family}: {line}");
-            assert_eq!(selection["kept"].as_array().unwrap().len(), 2, "{family}: {line}");
+            assert_eq!(
+                selection["kept"].as_array().unwrap().len(),
+                2,
+                "{family}: {line}"
+            );
             assert!(criterion.starts_with(selection["criterion"].as_str().unwrap()));
             assert!(selection["source_sha256"].is_string());
             // The same again is the same, bit for bit.
             let text = place.text(&format!("s{i}/scores.json"));
             place.ok(&line);
-            assert_eq!(text, place.text(&format!("s{i}/scores.json")), "{family}: {line}");
+            assert_eq!(
+                text,
+                place.text(&format!("s{i}/scores.json")),
+                "{family}: {line}"
+            );
         }
         // What the loss says of a mask is what the search found, on the same draws.
         let masks = place.json("s7/scores.json")["masks"].clone();
-        assert_eq!(masks.as_array().unwrap().len(), 4, "{family}: all four masks of 1:2");
+        assert_eq!(
+            masks.as_array().unwrap().len(),
+            4,
+            "{family}: all four masks of 1:2"
+        );
         place.ok("cut teacher/model cut --selection s1/selection.json");
     }
 }
@@ -75,10 +91,19 @@ fn blocks_of_the_whole_network_are_ranked() {
     place.ok("score teacher/model more --criterion flux-lite --samples 512");
     let more = numbers(&place.json("more/scores.json")["blocks"], "standard_error");
     assert!(errors.iter().zip(&more).all(|(few, many)| many < few));
-    assert_eq!(place.json("more/scores.json")["kept"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        place.json("more/scores.json")["kept"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
     // Any three of four.
     place.ok("score teacher/model any --criterion random --keep 3 --seed 5");
-    assert_eq!(place.json("any/selection.json")["groups"], serde_json::json!([{"n": 3, "m": 4}]));
+    assert_eq!(
+        place.json("any/selection.json")["groups"],
+        serde_json::json!([{"n": 3, "m": 4}])
+    );
 }
 
 #[test]

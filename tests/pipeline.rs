@@ -467,3 +467,39 @@ fn every_command_explains_itself() {
         "{seen}"
     );
 }
+
+#[test]
+fn a_recipe_is_recorded_by_its_values_and_a_long_memory_is_told() {
+    let place = Place::with_teacher();
+    place.ok("cut teacher/model cut --keep 0,3 --pattern 1:2");
+    let told = |line: &str| {
+        let output = place.run(line);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{line}\n{text}");
+        text.contains("will still be the cut model")
+    };
+    let flags = "--samples 22 --batch-size 4 --teacher teacher/model";
+    assert!(!told(&format!("distill cut robust {flags}")));
+    let settings = place.text("robust/config.toml");
+    for value in ["steps = 6", "ema-rampup = 0.05", "features = \"joint\""] {
+        assert!(settings.contains(value), "{value}: {settings}");
+    }
+    // The name is not recorded: the same values are the same run, other ones another.
+    let line = format!("distill cut robust {flags} --recipe robust --steps 6")
+        .replace("--samples 22 ", "");
+    place.ok(&line);
+    let error = place.fails(2, &line.replace("recipe robust", "recipe reference"));
+    assert!(error.contains("ema-rampup"), "{error}");
+
+    assert!(told(&format!(
+        "distill cut reference {flags} --recipe reference"
+    )));
+    let settings = place.text("reference/config.toml");
+    for value in [
+        "ema = 0.9999",
+        "features = \"masked\"",
+        "steps-per-epoch = 1",
+    ] {
+        assert!(settings.contains(value), "{value}: {settings}");
+    }
+}

@@ -75,7 +75,7 @@ pub(crate) fn defaults_text(settings: &impl Serialize) -> String {
 pub(crate) struct FitOptions {
     /// Training steps
     #[arg(long)]
-    steps: Option<u64>,
+    pub(crate) steps: Option<u64>,
     /// Images per step
     #[arg(long)]
     pub(crate) batch_size: Option<usize>,
@@ -99,7 +99,7 @@ pub(crate) struct FitOptions {
     pub(crate) warmup: Option<u64>,
     /// Decay per step of the averaged parameters
     #[arg(long, value_parser = finite)]
-    ema: Option<f64>,
+    pub(crate) ema: Option<f64>,
     /// Largest gradient norm; longer gradients are scaled down to it (0: never)
     #[arg(long, value_parser = finite)]
     clip: Option<f64>,

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod config;
+mod recipe;
 
 mod features;
 mod layers;
@@ -10,6 +11,7 @@ mod losses;
 mod distill;
 
 pub use config::{BetaSchedule, DistillConfig, KnowledgeConfig};
+pub use recipe::{Average, BetaFall, Recipe};
 
 pub use features::{FeatureLoss, Inliers, feature_loss, inliers};
 pub use layers::LayerMap;

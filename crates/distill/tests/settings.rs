@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used)] // also in helpers of tests: a panic is a failed test
 
 use tinyfusion_core::{BlockLayout, Group, Selection};
-use tinyfusion_distill::{BetaSchedule, DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap};
+use tinyfusion_distill::{
+    BetaSchedule, DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap, Recipe,
+};
+use tinyfusion_train::{FitConfig, LrScaling};
 
 /// A selection that keeps the first n of every group.
 fn selection(groups: &[(usize, usize)]) -> Selection {
@@ -139,6 +142,10 @@ fn settings_survive_a_file() {
         beta_schedule: BetaSchedule::PerEpoch { steps_per_epoch: 7 },
         ..KnowledgeConfig::default()
     };
+    let robust = Recipe::robust().config(600, 64, 1e-2);
+    let text = toml::to_string(&robust).unwrap();
+    assert!(text.contains("ema-rampup = 0.05"), "{text}");
+    assert_eq!(toml::from_str::<DistillConfig>(&text).unwrap(), robust);
     for knowledge in [None, Some(KnowledgeConfig::default()), Some(knowledge)] {
         let config = DistillConfig {
             seed: 3,
@@ -278,5 +285,84 @@ fn feature_losses_have_names() {
             .unwrap_err()
             .to_string()
             .contains("masked")
+    );
+}
+
+#[test]
+fn the_robust_recipe_is_the_same_at_every_batch_size() {
+    let samples = 1 << 16;
+    let at = |batch: usize| Recipe::robust().config(samples / batch as u64, batch, 1e-2);
+    let one = at(1);
+    for batch in [4, 16, 64, 256] {
+        let config = at(batch);
+        config.validate().unwrap();
+        assert_eq!(config.lr, one.lr, "batch {batch}");
+        let (few, many) = (&config.fit, &one.fit);
+        // What an average keeps over 4096 samples, at the end of a long run and on the way up.
+        let kept = |fit: &FitConfig, from: u64| -> f64 {
+            let steps = |n| n / fit.batch_size as u64;
+            (steps(from)..steps(from + 4096))
+                .map(|u| fit.ema_at(u))
+                .product()
+        };
+        let (long, few_long) = (kept(many, 1 << 26), kept(few, 1 << 26));
+        assert!((long - few_long).abs() < 1e-9, "batch {batch}");
+        assert!((long - 0.5f64.powf(4096.0 / 1.8e6)).abs() < 1e-9, "{long}");
+        let (early, few_early) = (kept(many, 1 << 15), kept(few, 1 << 15));
+        assert!(early < 0.5, "the ramp-up rules here: {early}");
+        assert!(
+            (early / few_early - 1.0).abs() < 0.01,
+            "{early}, batch {batch}: {few_early}"
+        );
+        assert_eq!(few.start_left(), 0.0);
+        // β after half the samples.
+        let half = |c: &DistillConfig| {
+            let steps = c.fit.steps;
+            c.knowledge.as_ref().unwrap().beta_at(steps / 2, steps)
+        };
+        assert!(
+            (half(&config) - half(&one)).abs() < 1e-2 * 1e-2,
+            "batch {batch}"
+        );
+    }
+}
+
+#[test]
+fn the_reference_recipe_has_the_values_of_the_public_code() {
+    let config = Recipe::reference().config(100_000, 256, 1e-2);
+    config.validate().unwrap();
+    assert_eq!(
+        (config.lr.peak, config.lr.last, config.lr.warmup),
+        (2e-4, 1e-4, 0)
+    );
+    assert_eq!((config.fit.ema, config.fit.ema_rampup), (0.9999, None));
+    assert_eq!(config.fit.clip, Some(1.0));
+    let k = config.knowledge.unwrap();
+    assert_eq!(
+        (k.alpha_kd, k.sigma, k.features),
+        (0.9, 2.0, FeatureLoss::Masked)
+    );
+    // Twenty epochs of 5,000 steps: the second has 18/19 of β, the last none.
+    let found = [0, 4_999, 5_000, 94_999, 95_000, 99_999].map(|s| k.beta_at(s, 100_000) / 1e-2);
+    let wanted = [1.0, 1.0, 18.0 / 19.0, 1.0 / 19.0, 0.0, 0.0];
+    for (found, wanted) in found.iter().zip(wanted) {
+        assert!((found - wanted).abs() < 1e-12, "{found}, wanted {wanted}");
+    }
+    // Its quirk: the decay is per step, so that a larger batch with fewer steps keeps the start.
+    let larger = Recipe::reference().config(6_250, 4096, 1e-2);
+    assert_eq!(larger.lr, config.lr);
+    assert!(config.fit.start_left() < 1e-4 && larger.fit.start_left() > 0.5);
+}
+
+#[test]
+fn a_recipe_carries_its_learning_rate_by_its_rule() {
+    let recipe = Recipe {
+        lr_scaling: LrScaling::Sqrt,
+        ..Recipe::robust()
+    };
+    let lr = recipe.config(100, 256, 1e-2).lr;
+    assert!(
+        (lr.peak - 1e-3).abs() < 1e-15 && (lr.last - 1e-4).abs() < 1e-15,
+        "{lr:?}"
     );
 }

@@ -10,6 +10,7 @@ use tinyfusion_nn::update::AdamW;
 use crate::gradients::{BatchGradients, Workers};
 use crate::group::check_groups;
 use crate::run_dir::{HISTORY, METRICS, State};
+use crate::scaling::ramped;
 use crate::{ParamGroup, Progress, RunDir, Stop};
 
 /// One training problem: what is drawn for a step and what its loss is. It owns its network and data.
@@ -54,8 +55,12 @@ pub struct FitConfig {
     pub lanes: usize,
     /// Largest norm of all gradients together.
     pub clip: Option<f64>,
-    /// Decay per step of the averaged parameters.
+    /// Decay per step of the averaged parameters; [`ema_decay`](crate::ema_decay) finds it for a half-life in samples.
     pub ema: f64,
+    /// The average's half-life is at most this share of the run so far, so that it forgets the weights it began with:
+    /// 0.05 in EDM. Without it the decay is the same at every step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_rampup: Option<f64>,
     /// Decay of AdamW's moments.
     pub betas: (f64, f64),
     /// AdamW's ε.
@@ -75,6 +80,7 @@ impl Default for FitConfig {
             lanes: 2,
             clip: Some(1.0),
             ema: 0.999,
+            ema_rampup: None,
             betas: (0.9, 0.999),
             eps: 1e-8,
             checkpoint_every: 500,
@@ -113,6 +119,11 @@ impl FitConfig {
                 return fail(format!("{name}: {decay} is not in [0, 1)"));
             }
         }
+        if let Some(share) = (self.ema_rampup).filter(|r| !(*r > 0.0 && r.is_finite())) {
+            return fail(format!(
+                "ema-rampup is {share}; a share above 0 is expected"
+            ));
+        }
         // Written so that NaN fails too.
         if !(self.eps > 0.0 && self.eps.is_finite()) {
             return fail(format!("eps is {}; a number above 0 is expected", self.eps));
@@ -124,6 +135,19 @@ impl FitConfig {
             return fail("checkpoint-every and log-every must be at least 1".into());
         }
         Ok(())
+    }
+
+    /// The decay of the averages at an update that comes after `updates_before` others.
+    pub fn ema_at(&self, updates_before: u64) -> f64 {
+        ramped(self.ema, self.ema_rampup, updates_before)
+    }
+
+    /// What is left in the averages of the weights they began with, when all steps are done: a share in [0, 1].
+    pub fn start_left(&self) -> f64 {
+        match self.ema_rampup {
+            None => self.ema.powf(self.steps as f64),
+            Some(_) => 0.0, // the first update's decay is 0
+        }
     }
 
     /// The samples of each micro-batch.
@@ -216,7 +240,8 @@ pub fn fit<T: TrainStep>(
                     eps: config.eps,
                     weight_decay: group.weight_decay,
                 };
-                group.step(own, adamw, state.updates, scale, config.ema)?;
+                let decay = config.ema_at(state.updates - 1);
+                group.step(own, adamw, state.updates, scale, decay)?;
                 grads = rest;
             }
         } else {

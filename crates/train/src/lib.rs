@@ -5,6 +5,7 @@ mod gradients;
 mod group;
 mod progress;
 mod run_dir;
+mod scaling;
 mod schedule;
 mod settings;
 
@@ -12,4 +13,5 @@ pub use fit::{FitConfig, Outcome, StepLoss, TrainStep, fit};
 pub use group::ParamGroup;
 pub use progress::{Progress, Stop};
 pub use run_dir::RunDir;
+pub use scaling::{LrScaling, ema_decay};
 pub use schedule::LrSchedule;

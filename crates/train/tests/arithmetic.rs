@@ -84,12 +84,25 @@ impl Scalar {
         self.v = b2 * self.v + (1.0 - b2) * g * g;
         let (m, v) = (self.m / (1.0 - b1.powi(t)), self.v / (1.0 - b2.powi(t)));
         self.p = self.p - lr * decay * self.p - lr * m / (v.sqrt() + config.eps);
-        self.average = config.ema * self.average + (1.0 - config.ema) * self.p;
+        // EDM's ramp-up: a half-life of `share` times the updates so far, if that is shorter.
+        let ramp = (config.ema_rampup).map(|share| 0.5f64.powf(1.0 / (share * f64::from(t - 1))));
+        let keep = ramp.map_or(config.ema, |ramp| ramp.min(config.ema));
+        self.average = keep * self.average + (1.0 - keep) * self.p;
     }
 }
 
 #[test]
 fn twenty_steps_agree_with_a_plain_f64_implementation() {
+    twenty_steps_agree(None);
+}
+
+#[test]
+fn twenty_steps_with_a_ramp_up_of_the_averages_agree_too() {
+    // The decay 0.8 has a half-life of ln ½ / ln 0.8 = 3.1 updates; 0.3 of the updates so far is less for ten of them.
+    twenty_steps_agree(Some(0.3));
+}
+
+fn twenty_steps_agree(ema_rampup: Option<f64>) {
     let config = FitConfig {
         steps: 20,
         batch_size: ROWS,
@@ -97,6 +110,7 @@ fn twenty_steps_agree_with_a_plain_f64_implementation() {
         lanes: 2,
         clip: Some(1.5),
         ema: 0.8,
+        ema_rampup,
         betas: (0.85, 0.97),
         eps: 1e-6,
         checkpoint_every: 7,

@@ -9,6 +9,7 @@ use std::io::Write;
 use common::{Problem, assert_same, checkpoints, config, files, interrupted_at, steps_of};
 use tempfile::tempdir;
 use tinyfusion_core::Error;
+use tinyfusion_train::FitConfig;
 
 #[test]
 fn ten_steps_are_some_steps_an_interruption_and_the_rest() {
@@ -108,6 +109,44 @@ fn many_interruptions_skipped_steps_among_them() {
     assert_eq!((unbroken.skipped, resumed.skipped), (4, 4));
     assert!(resumed.seconds > 0.0);
     assert_same(whole.path(), broken.path(), "five interruptions");
+}
+
+#[test]
+fn a_ramp_up_of_the_averages_goes_on_where_it_stopped() {
+    let settings = || FitConfig {
+        ema: 0.999,
+        ema_rampup: Some(0.2),
+        ..config(14)
+    };
+    let problem = || {
+        let mut problem = Problem::new(settings(), 0);
+        problem.nan = |step| matches!(step, 0 | 5); // it counts updates, not steps
+        problem
+    };
+    let (whole, broken) = (tempdir().unwrap(), tempdir().unwrap());
+    problem().fit(whole.path()).unwrap();
+    for at in [1, 5, 10] {
+        assert_eq!(
+            interrupted_at(problem().stopping_at(at).fit(broken.path())),
+            at + 1
+        );
+    }
+    problem().fit(broken.path()).unwrap();
+    assert_same(whole.path(), broken.path(), "three interruptions");
+
+    // It does change the averages, and another one is another run.
+    let plain = tempdir().unwrap();
+    let without = FitConfig {
+        ema_rampup: None,
+        ..settings()
+    };
+    let mut problem = Problem::new(without.clone(), 0);
+    problem.nan = |step| matches!(step, 0 | 5);
+    problem.fit(plain.path()).unwrap();
+    let ema = "checkpoints/step-000014/ema.safetensors";
+    assert_ne!(files(whole.path())[ema], files(plain.path())[ema]);
+    let error = Problem::new(without, 0).fit(whole.path()).unwrap_err();
+    assert!(error.to_string().contains("ema-rampup"), "{error}");
 }
 
 #[test]

@@ -212,6 +212,20 @@ fn settings_out_of_range_are_refused() {
         ),
         (
             FitConfig {
+                ema_rampup: Some(0.0),
+                ..good.clone()
+            },
+            "ema-rampup is 0",
+        ),
+        (
+            FitConfig {
+                ema_rampup: Some(f64::NAN),
+                ..good.clone()
+            },
+            "ema-rampup is NaN",
+        ),
+        (
+            FitConfig {
                 checkpoint_every: 0,
                 ..good.clone()
             },
@@ -232,4 +246,26 @@ fn settings_out_of_range_are_refused() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn a_long_memory_over_few_steps_keeps_the_start() {
+    let settings = |ema, steps| FitConfig {
+        ema,
+        steps,
+        ..FitConfig::default()
+    };
+    // Averages of decay 0.9999, the reference's: hardly anything after its 100,000 steps, nearly all after 600.
+    assert!(settings(0.9999, 100_000).start_left() < 1e-4);
+    let left = settings(0.9999, 600).start_left();
+    assert!((left - 0.941_762).abs() < 1e-6, "{left}"); // 0.9999^600
+    let ramped = FitConfig {
+        ema_rampup: Some(0.05),
+        ..settings(0.9999, 600)
+    };
+    assert_eq!(ramped.start_left(), 0.0);
+    assert_eq!(
+        (ramped.ema_at(0), ramped.ema_at(100)),
+        (0.0, 0.5f64.powf(0.2))
+    );
 }

@@ -1,3 +1,5 @@
+mod options;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -5,24 +7,23 @@ use serde::Serialize;
 use tinyfusion::checkpoint::Provenance;
 use tinyfusion::core::{BlockStack, Error, Selection};
 use tinyfusion::data::shapes::Split;
-use tinyfusion::distill::{
-    BetaSchedule, DistillConfig, FeatureLoss, KnowledgeConfig, LayerMap, Run, Student, Teacher,
-    distill,
-};
-use tinyfusion::train::{FitConfig, LrSchedule, RunDir, Stop};
+use tinyfusion::distill::{DistillConfig, FeatureLoss, LayerMap, Run, Student, Teacher, distill};
+use tinyfusion::train::{FitConfig, RunDir, Stop};
 
-use crate::family::{Architecture, Dit, Family, Model, with_family};
+use self::options::{Options, defaults};
+use crate::family::{Architecture, Family, Model, with_family};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::selection_file::{SELECTION_FILE, check_layout, read_selection, save_selection};
-use crate::settings::{ExportOptions, FitOptions, defaults_text, finite};
-use crate::training_data::DataOptions;
+use crate::settings::ExportOptions;
 
 /// Recover a cut model: plain fine-tuning, or knowledge distillation from a teacher.
 ///
 /// Examples:
 ///   tinyfusion distill runs/cut runs/student --steps 600
 ///   tinyfusion distill runs/cut runs/student --steps 600 --teacher assets/teacher --features masked
+///   tinyfusion distill runs/cut runs/student --samples 38400 --batch-size 256 --teacher assets/teacher
+///   tinyfusion distill runs/d14 runs/student --data latents.safetensors --teacher MODEL --recipe reference
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, after_help = defaults())]
 pub(crate) struct Args {
@@ -34,121 +35,6 @@ pub(crate) struct Args {
     options: Options,
     #[command(flatten)]
     export: ExportOptions,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Features {
-    /// Outputs only
-    None,
-    /// Hidden states, unmasked
-    All,
-    /// Massive activations masked, teacher and student each by its own mask (the reference)
-    Masked,
-    /// Only where both are inliers
-    Joint,
-}
-
-#[derive(Debug, Clone, Default, clap::Args)]
-struct Options {
-    /// Model directory of the teacher; without it this is plain fine-tuning
-    #[arg(long)]
-    teacher: Option<PathBuf>,
-    /// selection.json that cut the student from the teacher (aligns their hidden states); without it, the one
-    /// that `cut` laid into the student's folder
-    #[arg(long, value_name = "FILE")]
-    selection: Option<PathBuf>,
-    /// Hidden states to match
-    #[arg(long)]
-    features: Option<Features>,
-    /// Share of the teacher's output in the loss
-    #[arg(long, value_parser = finite)]
-    alpha_kd: Option<f64>,
-    /// Weight of the hidden states at the first step; it falls to 0 [default: 1e-2, 2e-4 of a SiT]
-    #[arg(long, value_parser = finite)]
-    beta: Option<f64>,
-    /// Let that weight fall once in so many steps, by epochs as the reference does, and not at every step
-    #[arg(long, value_name = "STEPS")]
-    beta_epoch: Option<u64>,
-    /// Standard deviations within which an activation is an inlier
-    #[arg(long, value_parser = finite)]
-    sigma: Option<f64>,
-    #[command(flatten)]
-    data: DataOptions,
-    #[command(flatten)]
-    fit: FitOptions,
-}
-
-impl Options {
-    /// The flags over the defaults of a family whose hidden states weigh `beta`.
-    fn distill_config(&self, beta: f64) -> Result<DistillConfig> {
-        let knowledge = match &self.teacher {
-            Some(_) => {
-                let d = KnowledgeConfig::default();
-                Some(KnowledgeConfig {
-                    alpha_kd: self.alpha_kd.unwrap_or(d.alpha_kd),
-                    features: match self.features.unwrap_or(Features::Masked) {
-                        Features::None => FeatureLoss::None,
-                        Features::All => FeatureLoss::All,
-                        Features::Masked => FeatureLoss::Masked,
-                        Features::Joint => FeatureLoss::Joint,
-                    },
-                    sigma: self.sigma.unwrap_or(d.sigma),
-                    beta: self.beta.unwrap_or(beta),
-                    beta_schedule: self.beta_epoch.map_or(d.beta_schedule, |steps_per_epoch| {
-                        BetaSchedule::PerEpoch { steps_per_epoch }
-                    }),
-                })
-            }
-            None if self.features.is_some()
-                || self.alpha_kd.is_some()
-                || self.beta.is_some()
-                || self.beta_epoch.is_some()
-                || self.sigma.is_some() =>
-            {
-                return Err(Error::usage(
-                    "features, alpha-kd, beta, beta-epoch and sigma need --teacher",
-                )
-                .into());
-            }
-            None => None,
-        };
-        if self.features == Some(Features::None)
-            && (self.beta.is_some() || self.beta_epoch.is_some() || self.sigma.is_some())
-        {
-            return Err(Error::usage(
-                "beta, beta-epoch and sigma are about hidden states: they do nothing with --features none",
-            )
-            .into());
-        }
-        // Budgets for a small model on a CPU; the paper's are DistillConfig's own defaults.
-        let defaults = FitConfig {
-            steps: 600,
-            batch_size: 64,
-            ema: 0.99,
-            ..FitConfig::default()
-        };
-        Ok(DistillConfig {
-            seed: self.fit.seed(),
-            lr: self.fit.lr(LrSchedule {
-                peak: 5e-4,
-                last: 5e-5,
-                warmup: 0,
-            }),
-            fit: self.fit.fit(&defaults),
-            knowledge,
-        })
-    }
-}
-
-/// For the help: the settings with a teacher, which are those without one and more.
-fn defaults() -> String {
-    let options = Options {
-        teacher: Some(PathBuf::new()),
-        ..Options::default()
-    };
-    options
-        .distill_config(Dit::BETA)
-        .map_or_else(|_| String::new(), |s| defaults_text(&s))
 }
 
 /// What `config.toml` records.
@@ -173,6 +59,7 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     args.export.check()?;
     let config = options.distill_config(F::BETA)?;
     config.validate()?;
+    warn_of_the_start(&config.fit);
     let mut model = Model::<F>::load(&args.student)?;
     let teacher = options
         .teacher
@@ -268,6 +155,21 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     }
     resources.write(&args.out, Some(outcome.seconds))?;
     Ok(say!("{}", args.out.join("model").display())?)
+}
+
+/// A word where the averaged weights, which are what is saved, will hardly have moved: nothing else in a run shows it.
+fn warn_of_the_start(fit: &FitConfig) {
+    const TOO_MUCH: f64 = 0.05;
+    let left = fit.start_left();
+    if left > TOO_MUCH {
+        tracing::warn!(
+            "{:.0} % of the averaged weights will still be the cut model that they began with: a decay of {} per step \
+             is long for {} steps; pass --ema-rampup 0.05, or --ema-half-life",
+            100.0 * left,
+            fit.ema,
+            fit.steps
+        );
+    }
 }
 
 /// An error where `teacher` cannot teach `student`: before a run's folder is made, so that a mistake leaves none behind.
