@@ -93,11 +93,14 @@ impl Objective<Linear> for Scaled {
             y: Tensor::zeros(x.dim(0)?, candle_core::DType::U32, x.device())?,
         })
     }
+    fn noise_free(&self, draw: &Self::Draw) -> Result<LatentQuery> {
+        self.input(draw)
+    }
     fn predict(&self, _net: &Linear, output: Tensor, _draw: &Self::Draw) -> Result<Tensor> {
         Ok(output)
     }
     fn loss(&self, output: &Tensor, (_, t): &Self::Draw) -> Result<Tensor> {
-        Ok((output.sum(1)? * f64::from(self.scale[*t]) + self.offset)?) // (B,)
+        Ok(output.sum(1)?.affine(f64::from(self.scale[*t]), self.offset)?) // (B,)
     }
     fn distill(&self, s: &Tensor, t: &Tensor, _draw: &Self::Draw) -> Result<Tensor> {
         Ok((s - t)?.sqr()?.mean(1)?)

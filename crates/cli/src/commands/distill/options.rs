@@ -112,6 +112,7 @@ impl Options {
             knowledge: defaults
                 .knowledge
                 .filter(|_| self.teacher.is_some())
+                .as_ref()
                 .map(|d| self.knowledge(d)),
         })
     }
@@ -192,7 +193,7 @@ impl Options {
         Ok(fit)
     }
 
-    fn knowledge(&self, d: KnowledgeConfig) -> KnowledgeConfig {
+    fn knowledge(&self, d: &KnowledgeConfig) -> KnowledgeConfig {
         KnowledgeConfig {
             alpha_kd: self.alpha_kd.unwrap_or(d.alpha_kd),
             features: match self.features {
