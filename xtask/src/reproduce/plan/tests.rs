@@ -91,6 +91,7 @@ const STUDIES: &[&str] = &[
     "figure4",
     "figure6",
     "activations",
+    "kd-batch",
 ];
 
 /// Every preset, once and repeated.
