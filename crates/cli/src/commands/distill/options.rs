@@ -158,12 +158,12 @@ impl Options {
         let meant_for = self.lr_batch.map(|b| b as usize);
         let given = meant_for.map_or(1.0, |b| rule.factor(batch, b));
         let own = rule.factor(batch, meant_for.unwrap_or(recipe.lr_batch));
-        let peak = self.fit.lr.map_or(recipe.lr * own, |lr| lr * given);
-        // A peak alone keeps the recipe's ratio of last to peak.
-        let last = self
-            .fit
-            .last_lr
-            .map_or(peak * recipe.last_lr / recipe.lr, |lr| lr * given);
+        let (peak, last) = match self.fit.lr {
+            None => (recipe.lr * own, recipe.last_lr * own),
+            // A peak alone keeps the recipe's ratio of last to peak.
+            Some(lr) => (lr * given, lr * given * recipe.last_lr / recipe.lr),
+        };
+        let last = self.fit.last_lr.map_or(last, |lr| lr * given);
         LrSchedule {
             peak,
             last,
