@@ -1,5 +1,9 @@
 #![doc = include_str!("../README.md")]
 
+// From images to features.
+mod network;
+mod weights;
+
 // What goes in.
 mod error;
 mod features;
@@ -16,6 +20,7 @@ mod evaluate;
 
 // What the metrics share.
 mod distances;
+mod hash;
 mod numpy_random;
 
 pub use error::{Error, Result};
@@ -24,6 +29,8 @@ pub use features::FeatureMatrix;
 pub use frechet::{Frechet, Gaussian, frechet_distance};
 pub use inception_score::{InceptionScore, Splits, inception_score};
 pub use kid::{Kid, KidConfig, kid, kid_of_subsets, kid_subsets};
+pub use network::{ImageFeatures, Inception, resize};
 pub use numpy_random::NumpyRandomState;
 pub use precision_recall::{PrecisionRecall, PrecisionRecallConfig, precision_recall};
 pub use statistics::{Accumulator, Statistics};
+pub use weights::{Weights, known_weights};

@@ -71,6 +71,22 @@ impl Golden {
             .collect()
     }
 
+    pub(crate) fn f32s(&self, key: &str) -> Vec<f32> {
+        self.raw(key, Dtype::F32)
+            .0
+            .into_iter()
+            .map(f32::from_le_bytes)
+            .collect()
+    }
+
+    pub(crate) fn bytes_of(&self, key: &str) -> Vec<u8> {
+        self.raw::<1>(key, Dtype::U8)
+            .0
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
     /// The one value of a tensor.
     pub(crate) fn f64(&self, key: &str) -> f64 {
         let values = self.f64s(key);

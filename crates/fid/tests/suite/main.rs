@@ -9,5 +9,7 @@ mod bad_input;
 mod evaluating;
 mod golden_file;
 mod golden_frechet;
+mod golden_inception;
 mod golden_is_pr;
 mod laws;
+mod synthetic;
