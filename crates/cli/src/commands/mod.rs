@@ -9,6 +9,7 @@ mod models;
 mod pretrain;
 pub(crate) mod sample;
 mod score;
+mod stats;
 
 use std::ffi::OsString;
 use std::sync::OnceLock;
@@ -37,6 +38,7 @@ pub(crate) enum Command {
     Loss(loss::Args),
     Sample(sample::Args),
     Evaluate(evaluate::Args),
+    Stats(stats::Args),
     Bench(bench::Args),
 }
 
@@ -53,6 +55,7 @@ impl Command {
             Self::Loss(args) => loss::run(args, stop),
             Self::Sample(args) => sample::run(args, stop),
             Self::Evaluate(args) => evaluate::run(args, stop),
+            Self::Stats(args) => stats::run(args, stop),
             Self::Bench(args) => bench::run(args),
         }
     }

@@ -76,10 +76,17 @@ impl Header {
                 fill(reader, &mut n)?;
                 (12, u32::from_le_bytes(n) as usize)
             }
-            version => return Err(format!("version {version}.{} of .npy, expected 1 to 3", start[7])),
+            version => {
+                return Err(format!(
+                    "version {version}.{} of .npy, expected 1 to 3",
+                    start[7]
+                ));
+            }
         };
         if length > LONGEST {
-            return Err(format!("a header of {length} bytes, expected at most {LONGEST}"));
+            return Err(format!(
+                "a header of {length} bytes, expected at most {LONGEST}"
+            ));
         }
         let mut text = vec![0u8; length];
         fill(reader, &mut text)?;
@@ -108,9 +115,17 @@ impl Header {
             "<u4" => Dtype::U32,
             "<u8" => Dtype::U64,
             "|O" => {
-                return Err("Python objects (dtype object), which are not unpickled; save plain numbers".into());
+                return Err(
+                    "Python objects (dtype object), which are not unpickled; save plain numbers"
+                        .into(),
+                );
             }
-            other => return Err(format!("the dtype `{}`, expected uint8, a float or an integer, little-endian", short(other))),
+            other => {
+                return Err(format!(
+                    "the dtype `{}`, expected uint8, a float or an integer, little-endian",
+                    short(other)
+                ));
+            }
         };
         let fortran = match value("fortran_order") {
             Some(rest) if rest.starts_with("True") => true,
@@ -124,7 +139,10 @@ impl Header {
             .split(',')
             .map(|side| side.trim().trim_end_matches('L'))
             .filter(|side| !side.is_empty())
-            .map(|side| side.parse().map_err(|_| format!("the shape ({})", short(shape))))
+            .map(|side| {
+                side.parse()
+                    .map_err(|_| format!("the shape ({})", short(shape)))
+            })
             .collect::<Result<_, _>>()?;
         Ok(Self {
             dtype,
@@ -136,7 +154,9 @@ impl Header {
 
     /// Number of values, if it is a number.
     pub(crate) fn count(&self) -> Option<usize> {
-        self.shape.iter().try_fold(1usize, |n, &side| n.checked_mul(side))
+        self.shape
+            .iter()
+            .try_fold(1usize, |n, &side| n.checked_mul(side))
     }
 
     /// Bytes of the values, which must be what a member of `size` bytes has left.
@@ -156,7 +176,9 @@ impl Header {
 }
 
 fn fill(reader: &mut impl Read, out: &mut [u8]) -> Result<(), Failure> {
-    reader.read_exact(out).map_err(|e| format!("the header cannot be read: {e}"))
+    reader
+        .read_exact(out)
+        .map_err(|e| format!("the header cannot be read: {e}"))
 }
 
 fn short(text: &str) -> String {

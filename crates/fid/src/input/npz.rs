@@ -35,7 +35,10 @@ struct Array {
 
 impl std::fmt::Debug for Npz {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Npz").field("path", &self.path).field("arrays", &self.arrays).finish_non_exhaustive()
+        f.debug_struct("Npz")
+            .field("path", &self.path)
+            .field("arrays", &self.arrays)
+            .finish_non_exhaustive()
     }
 }
 
@@ -46,7 +49,8 @@ impl Npz {
     /// When it is no zip archive, or an array's header is malformed or claims other sizes than the archive.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::file(path, format!("cannot be opened: {e}")))?;
+        let file =
+            File::open(path).map_err(|e| Error::file(path, format!("cannot be opened: {e}")))?;
         Self::new(Box::new(BufReader::with_capacity(1 << 20, file)), path)
     }
 
@@ -57,12 +61,17 @@ impl Npz {
 
     fn new(source: Box<dyn Source>, path: &Path) -> Result<Self> {
         let failed = |message: String| Error::file(path, message);
-        let mut archive =
-            ZipArchive::new(source).map_err(|e| failed(format!("not a readable .npz (a zip archive): {e}")))?;
+        let mut archive = ZipArchive::new(source)
+            .map_err(|e| failed(format!("not a readable .npz (a zip archive): {e}")))?;
         let mut arrays = BTreeMap::new();
         for member in 0..archive.len() {
-            let mut file = archive.by_index(member).map_err(|e| failed(format!("a damaged .npz: {e}")))?;
-            let name = file.name().map_err(|e| failed(format!("a damaged .npz: {e}")))?.into_owned();
+            let mut file = archive
+                .by_index(member)
+                .map_err(|e| failed(format!("a damaged .npz: {e}")))?;
+            let name = file
+                .name()
+                .map_err(|e| failed(format!("a damaged .npz: {e}")))?
+                .into_owned();
             let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else {
                 continue;
             };
@@ -70,7 +79,11 @@ impl Npz {
             let array = Header::read(&mut file)
                 .and_then(|header| {
                     let bytes = header.data_bytes(size)?;
-                    Ok(Array { member, header, bytes })
+                    Ok(Array {
+                        member,
+                        header,
+                        bytes,
+                    })
                 })
                 .map_err(|e| failed(format!("array `{name}`: {e}")))?;
             arrays.insert(name, array);
@@ -110,7 +123,10 @@ impl Npz {
     fn array(&self, name: &str) -> Result<&Array> {
         self.arrays.get(name).ok_or_else(|| {
             let all: Vec<&str> = self.names().collect();
-            self.fail(format!("has no array `{name}`; it has [{}]", all.join(", ")))
+            self.fail(format!(
+                "has no array `{name}`; it has [{}]",
+                all.join(", ")
+            ))
         })
     }
 
@@ -118,12 +134,29 @@ impl Npz {
     pub fn floats(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f64>)> {
         let (shape, dtype, data) = self.whole(name)?;
         let values: Vec<f64> = match dtype {
-            Dtype::F16 => data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f64()).collect(),
-            Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect(),
-            Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+            Dtype::F16 => data
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f16::from_le_bytes(*b).to_f64())
+                .collect(),
+            Dtype::F32 => data
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b).into())
+                .collect(),
+            Dtype::F64 => data
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f64::from_le_bytes(*b))
+                .collect(),
             other => {
                 let found = other.name();
-                return Err(self.fail(format!("`{name}` is {found} {shape:?}, expected floating-point numbers")));
+                return Err(self.fail(format!(
+                    "`{name}` is {found} {shape:?}, expected floating-point numbers"
+                )));
             }
         };
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
@@ -140,9 +173,24 @@ impl Npz {
         let (shape, dtype, data) = self.whole(name)?;
         let values = match dtype {
             Dtype::U8 => data.iter().map(|&b| b.into()).collect(),
-            Dtype::I32 => data.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
-            Dtype::U32 => data.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b).into()).collect(),
-            Dtype::I64 => data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+            Dtype::I32 => data
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| i32::from_le_bytes(*b).into())
+                .collect(),
+            Dtype::U32 => data
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| u32::from_le_bytes(*b).into())
+                .collect(),
+            Dtype::I64 => data
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| i64::from_le_bytes(*b))
+                .collect(),
             other => {
                 let found = other.name();
                 return Err(self.fail(format!("`{name}` is {found} {shape:?}, expected integers")));
@@ -167,28 +215,47 @@ impl Npz {
         let Array { header, bytes, .. } = self.array(name)?;
         let (header, bytes) = (header.clone(), *bytes);
         if bytes > LARGEST {
-            return Err(self.fail(format!("`{name}` has {bytes} bytes, expected at most {LARGEST}")));
+            return Err(self.fail(format!(
+                "`{name}` has {bytes} bytes, expected at most {LARGEST}"
+            )));
         }
         let mut data = Vec::new();
-        let failed = |path: &Path, e: std::io::Error| Error::file(path, format!("`{name}` cannot be read: {e}"));
+        let failed = |path: &Path, e: std::io::Error| {
+            Error::file(path, format!("`{name}` cannot be read: {e}"))
+        };
         let path = self.path.clone();
         // Grows with what is there: a header and an archive that lie together cost nothing.
-        self.values(name)?.read_to_end(&mut data).map_err(|e| failed(&path, e))?;
+        self.values(name)?
+            .read_to_end(&mut data)
+            .map_err(|e| failed(&path, e))?;
         if data.len() != bytes {
-            return Err(self.fail(format!("`{name}` ends after {} of {bytes} bytes", data.len())));
+            return Err(self.fail(format!(
+                "`{name}` ends after {} of {bytes} bytes",
+                data.len()
+            )));
         }
-        let data = if header.fortran { row_major(&data, &header) } else { data };
+        let data = if header.fortran {
+            row_major(&data, &header)
+        } else {
+            data
+        };
         Ok((header.shape, header.dtype, data))
     }
 
     /// A reader over the bytes of an array's values as they are stored.
     fn values(&mut self, name: &str) -> Result<impl Read> {
-        let Array { member, header, bytes } = self.array(name)?;
+        let Array {
+            member,
+            header,
+            bytes,
+        } = self.array(name)?;
         let (member, skip, bytes) = (*member, header.length, *bytes);
         let path = self.path.clone();
-        let failed = move |e: &dyn std::fmt::Display| Error::file(&path, format!("a damaged .npz: {e}"));
+        let failed =
+            move |e: &dyn std::fmt::Display| Error::file(&path, format!("a damaged .npz: {e}"));
         let mut file = self.archive.by_index(member).map_err(|e| failed(&e))?;
-        std::io::copy(&mut (&mut file).take(skip as u64), &mut std::io::sink()).map_err(|e| failed(&e))?;
+        std::io::copy(&mut (&mut file).take(skip as u64), &mut std::io::sink())
+            .map_err(|e| failed(&e))?;
         // One byte more, so that the archive's checksum is compared when the last one is read.
         Ok(file.take(bytes as u64 + 1))
     }
@@ -225,7 +292,9 @@ impl Npz {
         let image = height * width * 3;
         if self.array(name)?.header.fortran {
             let (_, data) = self.bytes(name)?;
-            return data.chunks(batch * image).try_for_each(|images| take(images.to_vec()));
+            return data
+                .chunks(batch * image)
+                .try_for_each(|images| take(images.to_vec()));
         }
         let path = self.path.clone();
         let mut reader = self.values(name)?;
@@ -236,7 +305,10 @@ impl Npz {
             match found {
                 Ok(found) if found == bytes => take(images)?,
                 Ok(_) => {
-                    return Err(Error::file(&path, format!("`{name}` ends within image {start} to {}", start + batch)));
+                    return Err(Error::file(
+                        &path,
+                        format!("`{name}` ends within image {start} to {}", start + batch),
+                    ));
                 }
                 Err(e) => return Err(Error::file(&path, format!("`{name}` cannot be read: {e}"))),
             }

@@ -59,7 +59,7 @@ impl Inception {
     /// # Errors
     /// When a tensor is missing, has another shape, or is none of this network.
     pub fn new(weights: &Weights) -> Result<Self> {
-        weights.check(&layers::tensors())?;
+        weights.check_inception()?;
         let layers = layers::layers()
             .into_iter()
             .map(|layer| {

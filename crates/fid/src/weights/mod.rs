@@ -137,8 +137,13 @@ impl Weights {
         found.ok_or_else(|| Error::file(&self.source, format!("has no tensor `{name}`")))
     }
 
+    /// These are all tensors of FID's Inception-v3 and no others, or one error that lists the differences.
+    pub fn check_inception(&self) -> Result<()> {
+        self.check(&crate::Inception::tensors())
+    }
+
     /// There are exactly the `expected` tensors, or one error that lists the differences; variances are not negative.
-    pub(crate) fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+    fn check(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
         let expected: BTreeMap<&str, &[usize]> = expected
             .iter()
             .map(|(name, shape)| (name.as_str(), shape.as_slice()))
@@ -272,6 +277,17 @@ impl Entry {
             Dtype::I64 => return Err("holds integers, expected floating-point numbers".into()),
         })
     }
+}
+
+/// Shapes and stored bytes (row-major, little-endian) of every tensor in the content of a weight file, whatever network
+/// it belongs to.
+pub fn read_tensors(
+    bytes: &[u8],
+) -> std::result::Result<BTreeMap<String, (Vec<usize>, Vec<u8>)>, String> {
+    let all = entries(bytes)?.into_iter();
+    Ok(all
+        .map(|(name, entry)| (name, (entry.shape, entry.data)))
+        .collect())
 }
 
 fn entries(bytes: &[u8]) -> std::result::Result<BTreeMap<String, Entry>, String> {

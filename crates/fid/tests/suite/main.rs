@@ -8,8 +8,10 @@
 mod bad_input;
 mod evaluating;
 mod golden_file;
+mod golden_files;
 mod golden_frechet;
 mod golden_inception;
 mod golden_is_pr;
 mod laws;
+mod scratch;
 mod synthetic;
