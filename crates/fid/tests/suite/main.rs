@@ -13,5 +13,4 @@ mod golden_frechet;
 mod golden_inception;
 mod golden_is_pr;
 mod laws;
-mod scratch;
 mod synthetic;
