@@ -1,13 +1,13 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::sha256;
-use crate::input::Batch;
+use crate::input::{Batch, Unread};
 use crate::{Error, FeatureMatrix, ImageFeatures, ImageSet, Inception, Result, Statistics};
 
 /// How images reach the network, as written beside everything that was computed from it.
@@ -70,7 +70,7 @@ pub fn extract(
     let size = images.size();
     let bytes = size[0] * size[1] * 3;
     let stopped = AtomicBool::new(false);
-    let mut failures: Vec<(PathBuf, String)> = Vec::new();
+    let mut failures: Vec<Unread> = Vec::new();
     images
         .for_each_batch(BATCH.max(4 * rayon::current_num_threads()), &mut |batch| {
             let ask = || {
@@ -81,7 +81,7 @@ pub fn extract(
             };
             // After a file that cannot be read the others are only decoded, so that all such files are listed.
             let broken = !failures.is_empty();
-            let one = |pixels: std::result::Result<&[u8], (PathBuf, String)>| match pixels {
+            let one = |pixels: std::result::Result<&[u8], Unread>| match pixels {
                 Err(failure) => Some(Err(failure)),
                 Ok(_) if broken => None,
                 Ok(pixels) => Some(Ok(net.features(pixels, size))),
@@ -126,7 +126,7 @@ pub fn extract(
     if stopped.load(Relaxed) {
         return Ok(None);
     }
-    images.unreadable(failures)?;
+    images.unreadable(&failures)?;
     Ok(Some(set))
 }
 
@@ -275,8 +275,9 @@ impl FeatureSet {
             .take(size)
             .read_to_end(&mut head)
             .map_err(unread)?;
-        let (_, header) =
-            safetensors::SafeTensors::read_metadata(&head).map_err(|e| failed(e.to_string()))?;
+        let header: safetensors::tensor::Metadata =
+            serde_json::from_slice(head.get(8..).unwrap_or_default())
+                .map_err(|e| failed(e.to_string()))?;
         let stored: Stored = header
             .metadata()
             .as_ref()

@@ -28,6 +28,9 @@ pub(super) struct Folder {
     converted: (usize, Option<PathBuf>),
 }
 
+/// A file that cannot be read, and why.
+pub(crate) type Unread = (PathBuf, String);
+
 /// What the first bytes of a file tell.
 struct Head {
     size: [usize; 2],
@@ -51,14 +54,12 @@ impl Folder {
         }
         let heads: Vec<std::result::Result<Head, String>> =
             files.par_iter().map(|path| head(path)).collect();
-        unreadable(
-            root,
-            files
-                .iter()
-                .zip(&heads)
-                .filter_map(|(path, head)| Some((path.clone(), head.as_ref().err()?.clone())))
-                .collect(),
-        )?;
+        let failures: Vec<Unread> = files
+            .iter()
+            .zip(&heads)
+            .filter_map(|(path, head)| Some((path.clone(), head.as_ref().err()?.clone())))
+            .collect();
+        unreadable(root, &failures)?;
         let mut sizes: BTreeMap<[usize; 2], (usize, &Path)> = BTreeMap::new();
         let (mut lossy, mut converted) = ((0, None), (0, None));
         for (path, head) in files.iter().zip(heads.iter().flatten()) {
@@ -152,7 +153,7 @@ impl Folder {
     }
 
     /// The pixels of image `index`: RGB bytes, row by row.
-    pub(super) fn decode(&self, index: usize) -> std::result::Result<Vec<u8>, (PathBuf, String)> {
+    pub(super) fn decode(&self, index: usize) -> std::result::Result<Vec<u8>, Unread> {
         let path = &self.files[index];
         let failed = |message: String| (path.clone(), message);
         let picture = ImageReader::open(path)
@@ -170,13 +171,13 @@ impl Folder {
         Ok(picture.into_raw())
     }
 
-    pub(super) fn unreadable(&self, failures: Vec<(PathBuf, String)>) -> Result<()> {
+    pub(super) fn unreadable(&self, failures: &[Unread]) -> Result<()> {
         unreadable(&self.root, failures)
     }
 }
 
 /// One error that lists the files that cannot be read, if there are any.
-fn unreadable(root: &Path, failures: Vec<(PathBuf, String)>) -> Result<()> {
+fn unreadable(root: &Path, failures: &[Unread]) -> Result<()> {
     if failures.is_empty() {
         return Ok(());
     }

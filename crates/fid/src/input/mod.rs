@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::hash::hex;
 use crate::{Error, Result};
 use folder::Folder;
+pub(crate) use folder::Unread;
 pub use npz::Npz;
 
 /// Name of the array of images in ADM's files.
@@ -143,7 +144,7 @@ impl ImageSet {
     }
 
     /// The pixels of image `index` of a folder, or the file and why it cannot be read.
-    pub(crate) fn decode(&self, index: usize) -> std::result::Result<Vec<u8>, (PathBuf, String)> {
+    pub(crate) fn decode(&self, index: usize) -> std::result::Result<Vec<u8>, Unread> {
         match &self.kind {
             Kind::Folder(folder) => folder.decode(index),
             Kind::Npz => Err((self.path.clone(), "not a folder".into())),
@@ -151,7 +152,7 @@ impl ImageSet {
     }
 
     /// One error that lists the files that cannot be read, if there are any.
-    pub(crate) fn unreadable(&self, failures: Vec<(PathBuf, String)>) -> Result<()> {
+    pub(crate) fn unreadable(&self, failures: &[Unread]) -> Result<()> {
         match &self.kind {
             Kind::Folder(folder) => folder.unreadable(failures),
             Kind::Npz => Ok(()),

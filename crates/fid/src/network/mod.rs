@@ -33,6 +33,9 @@ pub struct Inception {
     fc_bias: Vec<f32>, // (1008)
 }
 
+/// Is shown the name of a stage and a function that makes its mean over the pixels, by channel.
+pub type See<'a> = &'a mut dyn FnMut(&str, &dyn Fn() -> Vec<f32>);
+
 /// What the network says of one image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageFeatures {
@@ -100,14 +103,9 @@ impl Inception {
         self.traced(image, size, &mut |_, _| ())
     }
 
-    /// As [`features`](Self::features); `see` is shown the mean over the pixels, by channel, behind every block and
-    /// the two maxima of the stem (`64` and `192`, as torch-fidelity calls them), to find where two networks part.
-    pub fn traced(
-        &self,
-        image: &[u8],
-        size: [usize; 2],
-        see: &mut dyn FnMut(&str, &dyn Fn() -> Vec<f32>),
-    ) -> ImageFeatures {
+    /// As [`features`](Self::features); `see` is shown the mean behind every block and the two maxima of the stem (`64`
+    /// and `192`, as torch-fidelity calls them), to find where two networks part.
+    pub fn traced(&self, image: &[u8], size: [usize; 2], see: See<'_>) -> ImageFeatures {
         let mut seen = |name: &str, x: Activation| {
             see(name, &|| x.mean());
             x

@@ -27,12 +27,15 @@ const IGNORED: &str = ".num_batches_tracked";
 /// How many names a message lists.
 const LISTED: usize = 5;
 
+/// Shape and row-major values of a tensor.
+pub type Values<T> = (Vec<usize>, Vec<T>);
+
 /// Named tensors of a weight file, in f32.
 #[derive(Debug, Clone)]
 pub struct Weights {
     source: PathBuf,
     sha256: String,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    tensors: BTreeMap<String, Values<f32>>,
 }
 
 impl Weights {
@@ -82,7 +85,7 @@ impl Weights {
     /// # Errors
     /// When a shape does not fit its values, or a value is not finite.
     pub fn from_tensors(
-        tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+        tensors: BTreeMap<String, Values<f32>>,
         source: impl AsRef<Path>,
     ) -> Result<Self> {
         let source = source.as_ref();
@@ -281,9 +284,7 @@ impl Entry {
 
 /// Shapes and stored bytes (row-major, little-endian) of every tensor in the content of a weight file, whatever network
 /// it belongs to.
-pub fn read_tensors(
-    bytes: &[u8],
-) -> std::result::Result<BTreeMap<String, (Vec<usize>, Vec<u8>)>, String> {
+pub fn read_tensors(bytes: &[u8]) -> std::result::Result<BTreeMap<String, Values<u8>>, String> {
     let all = entries(bytes)?.into_iter();
     Ok(all
         .map(|(name, entry)| (name, (entry.shape, entry.data)))

@@ -145,7 +145,7 @@ impl Machine<'_, '_> {
                 self.tuple(items);
             }
             b't' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.tuple(items);
             }
             b']' => {
@@ -158,7 +158,7 @@ impl Machine<'_, '_> {
                 self.list()?.push(item);
             }
             b'e' => {
-                let mut items = self.to_mark()?;
+                let mut items = self.above_mark()?;
                 self.list()?.append(&mut items);
             }
             b's' => {
@@ -166,7 +166,7 @@ impl Machine<'_, '_> {
                 self.items()?.push((key, value));
             }
             b'u' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 if items.len() % 2 == 1 {
                     return Err("a key without its value".into());
                 }
@@ -250,7 +250,7 @@ impl Machine<'_, '_> {
         }
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Value>, Failure> {
+    fn above_mark(&mut self) -> Result<Vec<Value>, Failure> {
         let mark = self.marks.pop().ok_or("no mark is open")?;
         Ok(self.stack.split_off(mark))
     }

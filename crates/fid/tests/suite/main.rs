@@ -12,5 +12,7 @@ mod golden_files;
 mod golden_frechet;
 mod golden_inception;
 mod golden_is_pr;
+mod hostile;
+mod images;
 mod laws;
 mod synthetic;
