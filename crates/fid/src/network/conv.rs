@@ -201,17 +201,15 @@ impl WithSimd for Run<'_> {
 }
 
 /// Most pixels of a tile, whatever the panel.
-const MOST_PIXELS: usize = 12;
+const MOST_PIXELS: usize = 8;
 
 /// Most pixels of a tile whose sums fit the registers (32 of 16 lanes, 16 of 8 or 4) beside one set of weights.
 #[inline(always)]
 fn most_pixels(lanes: usize, vectors: usize) -> usize {
     match (lanes >= 16, vectors) {
         (true, 4) => 6,
-        (true, 3) => 8,
-        (true, _) => 12,
         (false, 2) => 6,
-        (false, _) => 8,
+        _ => 8,
     }
 }
 
@@ -259,8 +257,8 @@ impl Tile<'_> {
             };
         }
         tiles! {
-            1: 1 2 3 4 5 6 7 8 9 10 11 12;
-            2: 1 2 3 4 5 6 7 8 9 10 11 12;
+            1: 1 2 3 4 5 6 7 8;
+            2: 1 2 3 4 5 6 7 8;
             3: 1 2 3 4 5 6 7 8;
             4: 1 2 3 4 5 6;
         }

@@ -1,5 +1,6 @@
 //! PyTorch's two file formats: the legacy one (pickles, then storages) of the public Inception weights, and zip.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 use std::rc::Rc;
@@ -76,7 +77,7 @@ pub(super) fn legacy(mut bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Failur
     entries(views, |view| {
         let storage = storages.get(&view.storage);
         storage
-            .map(|s| s.to_vec())
+            .map(|&s| Cow::Borrowed(s))
             .ok_or_else(|| format!("storage {} is missing", view.storage))
     })
 }
@@ -117,7 +118,7 @@ pub(super) fn archive(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Failure> 
         })?;
         let data = member(&mut archive, &name, length as u64)?;
         if data.len() == length {
-            Ok(data)
+            Ok(Cow::Owned(data))
         } else {
             Err(format!(
                 "{name} has {} bytes, expected {length}",
@@ -252,6 +253,19 @@ impl View {
     fn gather(&self, storage: &[u8]) -> Vec<u8> {
         let bytes = self.dtype.bytes();
         let count: usize = self.shape.iter().product();
+        if count == 0 {
+            return Vec::new();
+        }
+        let contiguous = self.shape.iter().zip(&self.stride).rev();
+        let mut step = 1;
+        let contiguous = contiguous.fold(true, |so_far, (&side, &stride)| {
+            let here = side == 1 || stride == step;
+            step *= side;
+            so_far && here
+        });
+        if contiguous {
+            return storage[self.offset * bytes..][..count * bytes].to_vec();
+        }
         let mut out = Vec::with_capacity(count * bytes);
         let mut index = vec![0; self.shape.len()];
         for _ in 0..count {
@@ -274,19 +288,27 @@ impl View {
 }
 
 /// Each view with the values that it shows.
-fn entries(
+fn entries<'a>(
     views: BTreeMap<String, View>,
-    mut storage: impl FnMut(&View) -> Result<Vec<u8>, Failure>,
+    mut storage: impl FnMut(&View) -> Result<Cow<'a, [u8]>, Failure>,
 ) -> Result<BTreeMap<String, Entry>, Failure> {
+    let mut users: BTreeMap<Rc<str>, usize> = BTreeMap::new();
+    for view in views.values() {
+        *users.entry(view.storage.clone()).or_default() += 1;
+    }
     // Views of one storage are usual; a file whose views are much larger than its storages is not.
-    let mut shown = 0usize;
-    let mut stored: BTreeMap<Rc<str>, Vec<u8>> = BTreeMap::new();
+    let (mut shown, mut total) = (0usize, 0usize);
+    let mut stored: BTreeMap<Rc<str>, Cow<'a, [u8]>> = BTreeMap::new();
     let mut all = BTreeMap::new();
     for (name, view) in views {
-        if !stored.contains_key(&view.storage) {
-            stored.insert(view.storage.clone(), storage(&view)?);
-        }
-        let data = &stored[&view.storage];
+        let data = match stored.remove(&view.storage) {
+            Some(data) => data,
+            None => {
+                let data = storage(&view)?;
+                total += data.len();
+                data
+            }
+        };
         if data.len() != view.numel * view.dtype.bytes() {
             return Err(format!(
                 "`{name}`: its storage has {} bytes, expected {} values of {} bytes",
@@ -295,20 +317,24 @@ fn entries(
                 view.dtype.bytes()
             ));
         }
-        let total: usize = stored.values().map(Vec::len).sum();
-        let values = view.gather(data);
+        let values = view.gather(&data);
         shown += values.len();
         if shown > 4 * total + (64 << 20) {
             return Err("its tensors are many times larger than its storages".into());
         }
-        all.insert(
-            name,
-            Entry {
-                dtype: view.dtype,
-                shape: view.shape,
-                data: values,
-            },
-        );
+        // Kept only for the views to come: the peak is the file and its tensors.
+        if let Some(left) = users.get_mut(&view.storage) {
+            *left -= 1;
+            if *left > 0 {
+                stored.insert(view.storage, data);
+            }
+        }
+        let entry = Entry {
+            dtype: view.dtype,
+            shape: view.shape,
+            data: values,
+        };
+        all.insert(name, entry);
     }
     Ok(all)
 }
