@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::ops::Range;
 
 use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
@@ -5,25 +6,42 @@ use rayon::prelude::*;
 
 use crate::FeatureMatrix;
 
+/// Largest magnitudes of a set at which products of its values neither overflow nor vanish in f32.
+const COMFORTABLE: Range<f32> = 1e-6..1e6;
+
 /// Feature vectors with their squared lengths, between which distances are taken block by block.
 pub(crate) struct Points<'a> {
     features: FeatureMatrix<'a>,
+    /// The features divided by `factor`, a power of two.
+    scaled: Cow<'a, [f32]>,
+    factor: f64,
     squared_norms: Vec<f64>,
+    norms: Vec<f64>,
+    largest_norm: f64,
 }
 
 impl<'a> Points<'a> {
     pub(crate) fn new(features: FeatureMatrix<'a>) -> Self {
-        let squared_norms = features
+        let squared_norms: Vec<f64> = features
             .values()
             .par_chunks_exact(features.columns())
-            .map(|row| {
-                row.iter()
-                    .map(|&value| f64::from(value) * f64::from(value))
-                    .sum()
-            })
+            .map(|row| sum_of(row, row, |u, v| u * v))
             .collect();
+        let norms: Vec<f64> = squared_norms.iter().map(|n| n.sqrt()).collect();
+        let largest = features.values().iter().fold(0f32, |m, v| m.max(v.abs()));
+        let (scaled, factor) = if largest == 0.0 || COMFORTABLE.contains(&largest) {
+            (Cow::Borrowed(features.values()), 1.0)
+        } else {
+            let factor = f64::from(largest).log2().floor().exp2();
+            let divided = |&value: &f32| (f64::from(value) / factor) as f32;
+            (features.values().iter().map(divided).collect(), factor)
+        };
         Self {
             features,
+            scaled,
+            factor,
+            largest_norm: norms.iter().copied().fold(0.0, f64::max),
+            norms,
             squared_norms,
         }
     }
@@ -33,90 +51,106 @@ impl<'a> Points<'a> {
         self.features.rows()
     }
 
-    /// The points of `range`, widened to f64 once for many blocks.
-    pub(crate) fn block(&self, range: Range<usize>) -> Block<'_> {
-        Block {
-            columns: self.features.columns(),
-            values: self.features.to_f64(range.clone()),
-            squared_norms: &self.squared_norms[range],
-        }
-    }
-
     /// |u − v|² of point `i` and point `j` of `other`, summed from the differences: symmetric, exactly
     /// zero for equal points, and the same wherever the pair turns up.
     pub(crate) fn exact(&self, i: usize, other: &Self, j: usize) -> f64 {
-        self.features
-            .row(i)
-            .iter()
-            .zip(other.features.row(j))
-            .map(|(&u, &v)| {
-                let difference = f64::from(u) - f64::from(v);
-                difference * difference
-            })
-            .sum()
+        let (u, v) = (self.features.row(i), other.features.row(j));
+        sum_of(u, v, |u, v| (u - v) * (u - v))
     }
 
-    /// Bound on how far a value of [`Block::squared_distances`] for point `i` and point `j` of `other`
-    /// can be from [`exact`](Self::exact).
-    pub(crate) fn rounding(&self, i: usize, other: &Self, j: usize) -> f64 {
-        self.rounding_of_row(i, other.squared_norms[j])
-    }
-
-    /// The same for point `i` and any point whose squared length is at most `squared_norm`.
-    pub(crate) fn rounding_of_row(&self, i: usize, squared_norm: f64) -> f64 {
-        // Each of |u|², 2uv and |v|² is a sum of D rounded products: at most γ_D (|u|² + 2|u||v| + |v|²)
-        // <= 2 γ_D (|u|² + |v|²); twice that covers the three final additions and the exact sum's own error.
-        4.0 * (self.features.columns() + 4) as f64
-            * f64::EPSILON
-            * (self.squared_norms[i] + squared_norm)
-    }
-
-    /// Largest squared length.
-    pub(crate) fn largest_squared_norm(&self) -> f64 {
-        self.squared_norms.iter().copied().fold(0.0, f64::max)
-    }
-}
-
-/// Some consecutive [`Points`] in f64.
-pub(crate) struct Block<'a> {
-    columns: usize,
-    values: Vec<f64>,
-    squared_norms: &'a [f64],
-}
-
-impl Block<'_> {
-    /// max(|u|² − 2 u·v + |v|², 0) between the points of this block and those of `others`:
-    /// (others, this block), so that the distances of one point of this block are a column, a slice.
+    /// max(|u|² − 2 u·v + |v|², 0) between the points `rows` and the points `others` of `other`, with the products
+    /// u·v in f32.
     ///
     /// Runs on the calling thread; the callers spread the blocks.
-    pub(crate) fn squared_distances(&self, others: &Block<'_>) -> Mat<f64> {
-        let mut distances = self.products(others); // (others, this)
-        for (column, &norm) in self.squared_norms.iter().enumerate() {
-            let column = distances.col_as_slice_mut(column);
-            for (value, other) in column.iter_mut().zip(others.squared_norms) {
-                *value = (norm - 2.0 * *value + other).max(0.0);
-            }
-        }
-        distances
-    }
-
-    /// The dot products u·v: (others, this block).
-    pub(crate) fn products(&self, others: &Block<'_>) -> Mat<f64> {
-        let this = self.matrix(); // (this, D)
-        let others = others.matrix(); // (others, D)
-        let mut products = Mat::zeros(others.nrows(), this.nrows());
+    pub(crate) fn distances<'b>(
+        &'b self,
+        rows: Range<usize>,
+        other: &'b Self,
+        others: Range<usize>,
+    ) -> Distances<'b> {
+        let d = self.features.columns();
+        let matrix = |points: &'b Self, range: &Range<usize>| {
+            let values = &points.scaled[range.start * d..range.end * d];
+            MatRef::from_row_major_slice(values, range.len(), d)
+        };
+        let mut products = Mat::zeros(others.len(), rows.len()); // (others, rows)
         matmul(
             &mut products,
             Accum::Replace,
-            others,
-            this.transpose(),
+            matrix(other, &others),
+            matrix(self, &rows).transpose(),
             1.0,
             Par::Seq,
         );
-        products
+        Distances {
+            products,
+            factor: self.factor * other.factor,
+            norms: &self.squared_norms[rows],
+            other_norms: &other.squared_norms[others],
+        }
     }
 
-    fn matrix(&self) -> MatRef<'_, f64> {
-        MatRef::from_row_major_slice(&self.values, self.squared_norms.len(), self.columns)
+    /// Bound on how far a value of [`distances`](Self::distances) for point `i` and point `j` of `other`
+    /// can be from [`exact`](Self::exact).
+    pub(crate) fn rounding(&self, i: usize, other: &Self, j: usize) -> f64 {
+        self.rounding_to(i, other, other.norms[j])
     }
+
+    /// The same for point `i` and any other of this set.
+    pub(crate) fn rounding_of_row(&self, i: usize) -> f64 {
+        self.rounding_to(i, self, self.largest_norm)
+    }
+
+    fn rounding_to(&self, i: usize, other: &Self, norm: f64) -> f64 {
+        let d = (self.features.columns() + 4) as f64;
+        let product = self.norms[i] * norm; // |u||v| >= Σ|uᵢvᵢ|
+        // 2 u·v is off by at most 2γ|u||v| in f32, γ = D·u/(1 − D·u) with u = 2⁻²⁴ (Higham 2002, §3.1), here doubled
+        // for the denominator and the scaling; by D of the smallest f32 where products of scaled values vanish;
+        // the sums in f64 add their share.
+        let single = 2.0 * d * f64::from(f32::EPSILON) * product;
+        let vanished = 4.0 * d * f64::from(f32::MIN_POSITIVE) * self.factor * other.factor;
+        let double = 4.0 * d * f64::EPSILON * (self.squared_norms[i] + norm * norm);
+        single + vanished + double
+    }
+}
+
+/// Squared distances between two blocks of [`Points`].
+pub(crate) struct Distances<'a> {
+    products: Mat<f32>, // (others, rows)
+    factor: f64,
+    norms: &'a [f64],
+    other_norms: &'a [f64],
+}
+
+impl Distances<'_> {
+    /// The distances of the block's row `row` to the others, into `out` (others).
+    pub(crate) fn of(&self, row: usize, out: &mut Vec<f64>) {
+        let norm = self.norms[row];
+        let products = self.products.col_as_slice(row);
+        out.clear();
+        out.extend(
+            products
+                .iter()
+                .zip(self.other_norms)
+                .map(|(&product, other)| {
+                    (norm - 2.0 * self.factor * f64::from(product) + other).max(0.0)
+                }),
+        );
+    }
+}
+
+/// Σ f(uᵢ, vᵢ) in f64, in eight sums that the compiler can keep side by side; always in the same order.
+fn sum_of(u: &[f32], v: &[f32], f: impl Fn(f64, f64) -> f64) -> f64 {
+    let (u, u_rest) = u.as_chunks::<8>();
+    let (v, v_rest) = v.as_chunks::<8>();
+    let mut sums = [0f64; 8];
+    for (u, v) in u.iter().zip(v) {
+        for lane in 0..8 {
+            sums[lane] += f(f64::from(u[lane]), f64::from(v[lane]));
+        }
+    }
+    let rest = u_rest.iter().zip(v_rest);
+    rest.fold(sums.iter().sum(), |sum, (&u, &v)| {
+        sum + f(f64::from(u), f64::from(v))
+    })
 }

@@ -1,3 +1,5 @@
+use std::path::{Path, PathBuf};
+
 /// What can be wrong with features, statistics or settings. Every message says what was expected,
 /// what was found and what to do.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -64,12 +66,30 @@ pub enum Error {
     /// A mean and covariance that no set of features can have.
     #[error("invalid statistics: {0}")]
     Statistics(String),
+    /// A file or folder is missing, malformed or does not fit; the message says what was expected and found.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        message: String,
+    },
     /// A setting that does not make sense.
     #[error("invalid setting: {0}")]
     Config(String),
     /// A decomposition did not converge or the result exceeds the range of f64.
     #[error("numerical failure: {0}")]
     Numerics(String),
+}
+
+impl Error {
+    /// A problem with a file.
+    pub(crate) fn file(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::File {
+            path: path.as_ref().to_path_buf(),
+            message: message.into(),
+        }
+    }
 }
 
 /// `Result` with [`Error`].

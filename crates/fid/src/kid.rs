@@ -1,7 +1,7 @@
+use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::distances::{Block, Points};
 use crate::inception_score::mean_and_std;
 use crate::{Error, FeatureMatrix, NumpyRandomState, Result};
 
@@ -137,12 +137,9 @@ pub fn kid_of_subsets(
 /// twice the mean between them.
 fn mmd_squared(x: FeatureMatrix<'_>, y: FeatureMatrix<'_>) -> f64 {
     let m = x.rows() as f64;
-    let d = x.columns();
-    let (x, y) = (Points::new(x), Points::new(y));
-    let (x, y) = (x.block(0..x.len()), y.block(0..y.len()));
     let pairs = m * (m - 1.0);
-    kernel_sum(&x, &x, d, Pairs::Distinct) / pairs + kernel_sum(&y, &y, d, Pairs::Distinct) / pairs
-        - 2.0 * kernel_sum(&x, &y, d, Pairs::All) / (m * m)
+    kernel_sum(x, x, Pairs::Distinct) / pairs + kernel_sum(y, y, Pairs::Distinct) / pairs
+        - 2.0 * kernel_sum(x, y, Pairs::All) / (m * m)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -151,9 +148,22 @@ enum Pairs {
     Distinct,
 }
 
-/// Sum of the polynomial kernel (x·y/D + 1)³ over pairs.
-fn kernel_sum(x: &Block<'_>, y: &Block<'_>, d: usize, pairs: Pairs) -> f64 {
-    let products = x.products(y); // (m, m)
+/// Sum of the polynomial kernel (x·y/D + 1)³ over pairs, in f64.
+fn kernel_sum(x: FeatureMatrix<'_>, y: FeatureMatrix<'_>, pairs: Pairs) -> f64 {
+    let d = x.columns();
+    let [a, b] = [x, y].map(|set| set.to_f64(0..set.rows()));
+    let x = MatRef::from_row_major_slice(&a, x.rows(), d); // (m, D)
+    let y = MatRef::from_row_major_slice(&b, y.rows(), d);
+    let mut products = Mat::zeros(y.nrows(), x.nrows()); // (m, m)
+    // On the calling thread: the subsets are spread.
+    matmul(
+        &mut products,
+        Accum::Replace,
+        y,
+        x.transpose(),
+        1.0,
+        Par::Seq,
+    );
     let mut sum = 0.0;
     for column in 0..products.ncols() {
         // Column by column first: the partial sums stay small and lose less.

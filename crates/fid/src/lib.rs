@@ -1,5 +1,12 @@
 #![doc = include_str!("../README.md")]
 
+// From images to features.
+mod extract;
+mod input;
+mod network;
+mod stored;
+mod weights;
+
 // What goes in.
 mod error;
 mod features;
@@ -12,18 +19,26 @@ mod kid;
 mod precision_recall;
 
 // All of them at once, with warnings.
+mod compare;
 mod evaluate;
 
 // What the metrics share.
 mod distances;
+mod hash;
 mod numpy_random;
 
+pub use compare::{Comparison, FEWEST, Options, PROTOCOL, ReferenceSet, check_count, compare};
 pub use error::{Error, Result};
 pub use evaluate::{Config, Metrics, Reference, evaluate};
+pub use extract::{FeatureSet, PREPROCESSING, Provenance, extract};
 pub use features::FeatureMatrix;
 pub use frechet::{Frechet, Gaussian, frechet_distance};
 pub use inception_score::{InceptionScore, Splits, inception_score};
+pub use input::{ImageSet, Npz};
 pub use kid::{Kid, KidConfig, kid, kid_of_subsets, kid_subsets};
+pub use network::{ImageFeatures, Inception, See, resize};
 pub use numpy_random::NumpyRandomState;
 pub use precision_recall::{PrecisionRecall, PrecisionRecallConfig, precision_recall};
 pub use statistics::{Accumulator, Statistics};
+pub use stored::StoredStatistics;
+pub use weights::{Values, Weights, known_weights, read_tensors};

@@ -1,4 +1,5 @@
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use crate::features::ranges;
 use crate::{Error, FeatureMatrix, Result};
 
 /// Candidates kept beyond the neighbour asked for, so that rounding cannot hide the right one.
-const SPARE: usize = 4;
+const SPARE: usize = 12;
 
 /// Settings of [`precision_recall`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +17,7 @@ const SPARE: usize = 4;
 pub struct PrecisionRecallConfig {
     /// Which nearest other row of its own set gives a row its radius (3 in ADM).
     pub neighbour: usize,
-    /// Rows per block of distances. Memory per thread is about 8·block·(block + 2·D) bytes; the
+    /// Rows per block of distances. Memory per thread is about 4·block² bytes; the
     /// result does not depend on it.
     pub block: usize,
 }
@@ -25,7 +26,7 @@ impl Default for PrecisionRecallConfig {
     fn default() -> Self {
         Self {
             neighbour: 3,
-            block: 512,
+            block: 1024,
         }
     }
 }
@@ -51,8 +52,8 @@ pub struct PrecisionRecall {
 /// of a row is the distance to its k-th nearest other row of the same set (duplicates count), and
 /// "within" includes the border.
 ///
-/// Distances are squared and in f64, block by block on all cores. A comparison or neighbour that lies
-/// within the rounding of |u|² − 2u·v + |v|² is decided by the sum of squared differences, so ties and
+/// Distances are squared, block by block on all cores, with products in f32. A comparison or neighbour that lies
+/// within the bound on the rounding of |u|² − 2u·v + |v|² is decided by the sum of squared differences, so ties and
 /// duplicates come out as in exact arithmetic, whatever the block size and number of threads. (ADM
 /// computes distances in float16 on a GPU; its published values differ by some 0.001 to 0.0025.)
 ///
@@ -67,7 +68,7 @@ pub fn precision_recall(
     let &PrecisionRecallConfig { neighbour, block } = config;
     if neighbour == 0 || block == 0 {
         return Err(Error::Config(format!(
-            "precision and recall need a neighbour and a block of at least 1, found {neighbour} and {block}; the usual ones are 3 and 512"
+            "precision and recall need a neighbour and a block of at least 1, found {neighbour} and {block}; the usual ones are 3 and 1024"
         )));
     }
     for set in [reference, samples] {
@@ -102,30 +103,59 @@ pub fn precision_recall(
 
 /// Squared distance of every point to its `neighbour`-th nearest other point.
 fn radii(points: &Points<'_>, neighbour: usize, block: usize) -> Vec<f64> {
-    let largest = points.largest_squared_norm();
-    tasks(points.len(), block)
-        .into_par_iter()
-        .flat_map_iter(|rows| {
-            let queries = points.block(rows.clone());
-            let mut nearest: Vec<Nearest> = rows
-                .clone()
-                .map(|_| Nearest::new(neighbour + 1 + SPARE))
-                .collect();
-            for others in ranges(points.len(), block) {
-                let distances = queries.squared_distances(&points.block(others.clone())); // (others, rows)
-                for (column, nearest) in nearest.iter_mut().enumerate() {
-                    nearest.offer(others.start, distances.col_as_slice(column));
+    let n = points.len();
+    let blocks = tasks(n, block);
+    let fresh = |rows: &Range<usize>| -> Vec<Nearest> {
+        let nearest = |_| Nearest::new(neighbour + 1 + SPARE);
+        rows.clone().map(nearest).collect()
+    };
+    let nearest: Vec<Mutex<Vec<Nearest>>> =
+        blocks.iter().map(|rows| Mutex::new(fresh(rows))).collect();
+    // Distances are symmetric: a pair of blocks serves the rows of both.
+    let pairs: Vec<(usize, usize)> = (0..blocks.len())
+        .flat_map(|a| (a..blocks.len()).map(move |b| (a, b)))
+        .collect();
+    pairs.into_par_iter().with_max_len(1).for_each(|(a, b)| {
+        let (rows, others) = (&blocks[a], &blocks[b]);
+        let distances = points.distances(rows.clone(), points, others.clone());
+        let (mut of_rows, mut of_others) = (fresh(rows), fresh(others));
+        let mut line = Vec::with_capacity(others.len());
+        for (row, i) in rows.clone().enumerate() {
+            distances.of(row, &mut line); // (others)
+            of_rows[row].offer(others.start, &line);
+            if a != b {
+                for (other, &distance) in of_others.iter_mut().zip(&line) {
+                    other.offer(i, &[distance]);
                 }
             }
-            rows.zip(nearest)
-                .map(|(i, nearest)| {
-                    let rounding = points.rounding_of_row(i, largest);
-                    let candidates = nearest.candidates(points.len(), neighbour, rounding);
-                    radius(points, i, neighbour, candidates)
-                })
-                .collect::<Vec<f64>>()
+        }
+        merge(&nearest[a], of_rows);
+        if a != b {
+            merge(&nearest[b], of_others);
+        }
+    });
+    let nearest: Vec<Nearest> = nearest
+        .into_iter()
+        .flat_map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner))
+        .collect();
+    nearest
+        .into_par_iter()
+        .enumerate()
+        .map(|(i, nearest)| {
+            let candidates = nearest.candidates(n, neighbour, points.rounding_of_row(i));
+            radius(points, i, neighbour, candidates)
         })
         .collect()
+}
+
+/// Adds what was found in another block.
+fn merge(all: &Mutex<Vec<Nearest>>, found: Vec<Nearest>) {
+    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    for (all, found) in all.iter_mut().zip(found) {
+        for (distance, j) in found.found {
+            all.offer(j, &[distance]);
+        }
+    }
 }
 
 /// Exact squared distance of point `i` to its `neighbour`-th nearest other point among `candidates`
@@ -158,14 +188,14 @@ fn covered(
     let parts: Vec<(Vec<bool>, Vec<bool>)> = tasks(reference.len(), block)
         .into_par_iter()
         .map(|rows| {
-            let queries = reference.block(rows.clone());
             let mut reference_covered = vec![false; rows.len()];
             let mut sample_covered = vec![false; samples.len()];
+            let mut line = Vec::new();
             for others in ranges(samples.len(), block) {
-                let distances = queries.squared_distances(&samples.block(others.clone())); // (others, rows)
-                for (column, i) in rows.clone().enumerate() {
-                    for (&distance, j) in distances.col_as_slice(column).iter().zip(others.clone())
-                    {
+                let distances = reference.distances(rows.clone(), samples, others.clone());
+                for (row, i) in rows.clone().enumerate() {
+                    distances.of(row, &mut line); // (others)
+                    for (&distance, j) in line.iter().zip(others.clone()) {
                         let within = |radius: f64| {
                             let gap = distance - radius;
                             if gap.abs() <= reference.rounding(i, samples, j) {
@@ -175,8 +205,7 @@ fn covered(
                             }
                         };
                         sample_covered[j] = sample_covered[j] || within(reference_radii[i]);
-                        reference_covered[column] =
-                            reference_covered[column] || within(sample_radii[j]);
+                        reference_covered[row] = reference_covered[row] || within(sample_radii[j]);
                     }
                 }
             }
@@ -209,25 +238,29 @@ fn fraction(covered: &[bool]) -> f64 {
 struct Nearest {
     keep: usize,
     found: Vec<(f64, usize)>,
+    /// [`farthest`](Self::farthest), at hand.
+    limit: f64,
 }
 
 impl Nearest {
     fn new(keep: usize) -> Self {
         Self {
             keep,
-            found: Vec::with_capacity(keep + 1),
+            found: Vec::new(),
+            limit: f64::INFINITY,
         }
     }
 
     /// Takes in the points `first..` at `distances`.
     fn offer(&mut self, first: usize, distances: &[f64]) {
         for (j, &distance) in (first..).zip(distances) {
-            if self.found.len() == self.keep && distance >= self.farthest() {
+            if distance >= self.limit {
                 continue;
             }
             let place = self.found.partition_point(|&(other, _)| other <= distance);
             self.found.insert(place, (distance, j));
             self.found.truncate(self.keep);
+            self.limit = self.farthest();
         }
     }
 

@@ -100,7 +100,9 @@ impl Objective<Linear> for Scaled {
         Ok(output)
     }
     fn loss(&self, output: &Tensor, (_, t): &Self::Draw) -> Result<Tensor> {
-        Ok(output.sum(1)?.affine(f64::from(self.scale[*t]), self.offset)?) // (B,)
+        Ok(output
+            .sum(1)?
+            .affine(f64::from(self.scale[*t]), self.offset)?) // (B,)
     }
     fn distill(&self, s: &Tensor, t: &Tensor, _draw: &Self::Draw) -> Result<Tensor> {
         Ok((s - t)?.sqr()?.mean(1)?)

@@ -2,6 +2,7 @@
 
 mod cases;
 mod chart;
+mod fid;
 mod flops;
 mod load;
 mod measure;
@@ -29,6 +30,8 @@ use results::Results;
 /// Options of `bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Name of a preset, or the path of a .toml
     #[arg(long, default_value = "bench")]
     preset: String,
@@ -52,8 +55,18 @@ pub(crate) struct Args {
     binary: Option<PathBuf>,
 }
 
+/// Other things to measure than the models' work.
+#[derive(clap::Subcommand)]
+enum What {
+    /// The evaluator against torch-fidelity, scipy and numpy
+    Fid(fid::Args),
+}
+
 /// Measures and writes `bench.json`, `bench.md` and `bench.svg`.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(What::Fid(args)) = &args.what {
+        return fid::run(args);
+    }
     let paths = Paths::enter()?;
     let mut file = file_of(&args.preset, Path::new("."))?;
     if args.preset.ends_with(".toml") {

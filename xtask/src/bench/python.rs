@@ -9,6 +9,7 @@ use crate::files;
 
 const FOLDER: &str = "target/bench-venv";
 const REQUIREMENTS: &str = "xtask/python/requirements.txt";
+const FID_REQUIREMENTS: &str = "xtask/python/requirements-fid.txt";
 const ADVICE: &str =
     "Install Python 3.11 or newer with venv and pip, or measure without PyTorch: --without-python";
 
@@ -34,6 +35,31 @@ pub(crate) fn environment() -> Result<PathBuf> {
     )?;
     // Last, so that a half-made environment is made again.
     files::write_atomic(&stamp, wanted.as_bytes())?;
+    Ok(python)
+}
+
+/// The same with what `bench fid` compares with.
+pub(crate) fn environment_for_fid() -> Result<PathBuf> {
+    let python = environment()?;
+    let stamp = Path::new(FOLDER).join("requirements-fid.sha256");
+    let wanted = files::hash_path(Path::new(FID_REQUIREMENTS))?;
+    if !is_current(&python, &stamp, &wanted) {
+        println!("adding {FID_REQUIREMENTS} to the Python environment {FOLDER}");
+        step(
+            &python.display().to_string(),
+            // Its other dependencies stand in the environment already, with their versions pinned.
+            &[
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "-r",
+                FID_REQUIREMENTS,
+            ],
+        )?;
+        files::write_atomic(&stamp, wanted.as_bytes())?;
+    }
     Ok(python)
 }
 
@@ -79,9 +105,16 @@ mod tests {
 
     #[test]
     fn every_requirement_is_pinned() {
-        let text = include_str!("../../python/requirements.txt");
-        let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with('#')).collect();
-        assert!(lines.iter().any(|l| l.starts_with("torch==")));
-        assert!(lines.iter().all(|l| l.contains("==")), "{lines:?}");
+        for (text, first) in [
+            (include_str!("../../python/requirements.txt"), "torch=="),
+            (
+                include_str!("../../python/requirements-fid.txt"),
+                "torch-fidelity==",
+            ),
+        ] {
+            let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with('#')).collect();
+            assert!(lines.iter().any(|l| l.starts_with(first)));
+            assert!(lines.iter().all(|l| l.contains("==")), "{lines:?}");
+        }
     }
 }

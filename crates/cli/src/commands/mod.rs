@@ -12,6 +12,7 @@ mod pretrain;
 mod report;
 pub(crate) mod sample;
 mod score;
+mod stats;
 
 use std::ffi::OsString;
 use std::sync::OnceLock;
@@ -42,6 +43,7 @@ pub(crate) enum Command {
     Activations(activations::Args),
     Sample(sample::Args),
     Evaluate(evaluate::Args),
+    Stats(stats::Args),
     Report(report::Args),
     Bench(bench::Args),
 }
@@ -61,6 +63,7 @@ impl Command {
             Self::Activations(args) => activations::run(args, stop),
             Self::Sample(args) => sample::run(args, stop),
             Self::Evaluate(args) => evaluate::run(args, stop),
+            Self::Stats(args) => stats::run(args, stop),
             Self::Report(args) => report::run(args),
             Self::Bench(args) => bench::run(args),
         }

@@ -9,6 +9,14 @@ use std::{collections::HashMap, path::PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use tinyfusion_fid::FeatureMatrix;
 
+/// The folder of golden files.
+pub(crate) fn folder() -> PathBuf {
+    std::env::var_os("TINYFUSION_GOLDEN").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/golden")),
+        PathBuf::from,
+    )
+}
+
 pub(crate) struct Golden {
     bytes: Vec<u8>,
     pub(crate) metadata: HashMap<String, String>,
@@ -16,11 +24,7 @@ pub(crate) struct Golden {
 
 impl Golden {
     pub(crate) fn open(name: &str) -> Self {
-        let folder = std::env::var_os("TINYFUSION_GOLDEN").map_or_else(
-            || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/golden")),
-            PathBuf::from,
-        );
-        let path = folder.join(name);
+        let path = folder().join(name);
         let bytes =
             std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -34,6 +38,19 @@ impl Golden {
 
     pub(crate) fn has(&self, key: &str) -> bool {
         self.tensors().tensor(key).is_ok()
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        let tensors = self.tensors();
+        let names = tensors.names();
+        names.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Shape and bytes.
+    pub(crate) fn stored(&self, key: &str) -> (Vec<usize>, Vec<u8>) {
+        let tensors = self.tensors();
+        let tensor = tensors.tensor(key).unwrap();
+        (tensor.shape().to_vec(), tensor.data().to_vec())
     }
 
     /// The names before `suffix`, sorted; never none, so that a renamed file cannot pass unseen.
@@ -68,6 +85,22 @@ impl Golden {
             .0
             .into_iter()
             .map(f64::from_le_bytes)
+            .collect()
+    }
+
+    pub(crate) fn f32s(&self, key: &str) -> Vec<f32> {
+        self.raw(key, Dtype::F32)
+            .0
+            .into_iter()
+            .map(f32::from_le_bytes)
+            .collect()
+    }
+
+    pub(crate) fn bytes_of(&self, key: &str) -> Vec<u8> {
+        self.raw::<1>(key, Dtype::U8)
+            .0
+            .into_iter()
+            .flatten()
             .collect()
     }
 

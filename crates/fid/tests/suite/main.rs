@@ -8,6 +8,11 @@
 mod bad_input;
 mod evaluating;
 mod golden_file;
+mod golden_files;
 mod golden_frechet;
+mod golden_inception;
 mod golden_is_pr;
+mod hostile;
+mod images;
 mod laws;
+mod synthetic;

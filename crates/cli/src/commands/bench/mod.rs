@@ -1,5 +1,6 @@
 //! `tinyfusion bench`: what `cargo xtask bench` times against other programs.
 
+mod fid;
 mod prepare;
 mod train;
 mod turns;
@@ -36,6 +37,8 @@ enum What {
         /// Folder of the case
         case: PathBuf,
     },
+    /// Repeat a part of `evaluate` on demand
+    Fid(fid::Args),
 }
 
 /// The work of one repetition.
@@ -83,6 +86,7 @@ impl Case {
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Prepare(args) => prepare::run(args),
+        What::Fid(args) => fid::run(args),
         What::Worker { case } => worker::run(case),
     }
 }

@@ -1,0 +1,115 @@
+//! Damaged files: the fuzz targets' functions over the golden files with bytes changed, cut off and repeated. Nothing
+//! may panic, and nothing may allocate what a header claims.
+
+use std::path::PathBuf;
+
+use tinyfusion_fid::{FeatureSet, Npz, StoredStatistics, Weights, read_tensors};
+
+use crate::golden_file::folder;
+
+fn corpus(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder().join(name))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    paths.retain(|p| p.extension().is_some_and(|e| e != "json"));
+    paths.sort();
+    assert!(!paths.is_empty());
+    paths
+        .into_iter()
+        .map(|p| (p.clone(), std::fs::read(p).unwrap()))
+        .collect()
+}
+
+/// What the fuzz target `npz` does.
+fn npz(bytes: &[u8]) {
+    let Ok(mut file) = Npz::parse(bytes.to_vec(), "fuzz") else {
+        return;
+    };
+    drop(StoredStatistics::read(&mut file));
+    drop(file.integers("arr_1"));
+    drop(file.for_each_batch("arr_0", 16, &mut |_| Ok(())));
+}
+
+/// What the fuzz target `weights` does.
+fn weights(bytes: &[u8]) {
+    drop(read_tensors(bytes));
+    drop(Weights::parse(bytes, "fuzz").and_then(|w| w.check_inception()));
+}
+
+fn damaged(bytes: &[u8], round: u64) -> Vec<u8> {
+    let mut state = round.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below.max(1) as u64) as usize
+    };
+    let mut out = bytes.to_vec();
+    for _ in 0..=next(4) {
+        if out.is_empty() {
+            break;
+        }
+        let at = next(out.len());
+        match next(5) {
+            0 => out[at] ^= 1 << next(8),
+            1 => out[at] = [0, 1, 0x7f, 0x80, 0xff][next(5)],
+            2 => out.truncate(at),
+            3 => {
+                let end = (at + 1 + next(16)).min(out.len());
+                let piece = out[at..end].to_vec();
+                out.splice(at..at, piece);
+            }
+            // Near the ends, where sizes and directories stand.
+            _ => {
+                let place = if next(2) == 0 {
+                    next(64)
+                } else {
+                    out.len().saturating_sub(1 + next(200))
+                };
+                if let Some(byte) = out.get_mut(place) {
+                    *byte = next(256) as u8;
+                }
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn damaged_files_never_panic() {
+    for (_, bytes) in corpus("npz") {
+        npz(&bytes);
+        let rounds = if bytes.len() > 20_000 { 20 } else { 400 };
+        (0..rounds).for_each(|round| npz(&damaged(&bytes, round)));
+    }
+    for (_, bytes) in corpus("pth") {
+        weights(&bytes);
+        (0..3000).for_each(|round| weights(&damaged(&bytes, round)));
+    }
+}
+
+#[test]
+fn a_damaged_feature_file_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    for bytes in [
+        &b""[..],
+        b"\xff\xff\xff\xff\xff\xff\xff\x7f{}",
+        b"\x02\0\0\0\0\0\0\0{}",
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let said = FeatureSet::read(&path).unwrap_err().to_string();
+        assert!(said.contains("not a feature file"), "{said}");
+    }
+}
+
+#[test]
+fn a_pickle_that_calls_functions_is_refused() {
+    // (PROTO 2) os.system('x'), as a legacy file's first pickle.
+    let said = read_tensors(b"\x80\x02cos\nsystem\nU\x01x\x85R.").unwrap_err();
+    assert!(
+        said.contains("a call of `os system`, which is not run"),
+        "{said}"
+    );
+}
