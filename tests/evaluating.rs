@@ -1,4 +1,5 @@
 //! `stats` and `evaluate --weights`: Inception on small images, from weights that are a formula.
+#![allow(clippy::unwrap_used)] // a test may panic
 
 use std::collections::HashMap;
 use std::sync::OnceLock;

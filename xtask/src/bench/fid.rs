@@ -12,8 +12,10 @@ use serde::Serialize;
 use super::python;
 use super::worker::Worker;
 use crate::files;
-use crate::machine::Machine;
 use crate::reproduce::{Paths, driver, say};
+use tinyfusion_report::Machine;
+
+use crate::machine;
 
 const PEER: &str = "xtask/python/fid_peer.py";
 
@@ -102,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let python = python::environment_for_fid()?;
     let driver = driver(args.binary.as_deref(), paths.at_root(&args.out), &paths)?;
-    let machine = Machine::of_here(&driver.binary_sha256);
+    let machine = machine::of_here(&driver.binary_sha256);
     let threads = args.threads.unwrap_or(machine.cores);
     let mut lab = Lab {
         binary: driver.binary,
@@ -287,7 +289,7 @@ mod tests {
             difference: Some(1e-7),
         };
         let results = Results {
-            machine: Machine::of_here("x"),
+            machine: machine::of_here("x"),
             threads: 2,
             versions: BTreeMap::from([("numpy".into(), "2".into())]),
             tasks: vec![task("network"), task("frechet")],

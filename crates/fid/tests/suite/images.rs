@@ -339,7 +339,8 @@ fn grey_and_transparent_images_are_converted_and_named() {
 
 #[test]
 fn weights_of_another_network_are_refused() {
-    let refused = |change: &dyn Fn(&mut BTreeMap<String, Values<f32>>)| {
+    type Tensors = BTreeMap<String, Values<f32>>;
+    let refused = |change: &dyn Fn(&mut Tensors)| {
         let mut all = tensors(0);
         change(&mut all);
         Weights::from_tensors(all, "w.pth")
