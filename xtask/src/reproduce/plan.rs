@@ -171,6 +171,10 @@ impl Planner<'_> {
         let mut ids = mask.rows.then(&recovery.id);
         let mut name = format!("{}, {}", mask.row.name, recovery.label);
         let mut base = preset.recover.clone();
+        let x_name = preset.study.as_ref().and_then(|s| s.x_name.as_deref());
+        if let (Some(x_name), Some(x)) = (x_name, recovery.x) {
+            name += &format!(", {x_name} {x}");
+        }
         if let Some(steps) = budget {
             ids = ids.then(&format!("{steps}-steps"));
             name += &format!(", {steps} steps");
