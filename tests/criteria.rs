@@ -130,6 +130,7 @@ fn what_a_criterion_cannot_do_is_said() {
         ("learned --keep 2", "within the groups"),
         ("magnitude --samples 5", "no calibration samples"),
         ("magnitude --seed 5", "nothing is drawn"),
+        ("oracle --data few", "no samples are used"),
         ("flux-lite --reference", "block-influence"),
         ("flux-lite --masks 5", "random-search"),
         ("flux-lite --samples 1", "from 2"),

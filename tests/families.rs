@@ -1,6 +1,7 @@
 //! SiT and MAR go the way of DiT: learned, cut, distilled, judged and sampled by the same commands.
 #![allow(clippy::unwrap_used)] // a test may panic
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 
 use tinyfusion_tests::{Place, TINY};
@@ -78,6 +79,13 @@ fn images_do_not_depend_on_their_neighbours() {
             place.bytes("a/grid.png") == place.bytes("b/grid.png"),
             "{family} {flags}: another batch size gives other images"
         );
+        let mode = |name: &str| {
+            std::fs::metadata(place.path(name))
+                .unwrap()
+                .permissions()
+                .mode()
+        };
+        assert_eq!(mode("a/samples.npz"), mode("a/sample.json"));
         let report = place.json("a/sample.json");
         assert!(report["steps"].as_u64().is_some(), "{report}");
     }

@@ -50,7 +50,7 @@ impl Average {
 pub enum BetaFall {
     /// In a line over the whole run.
     Line,
-    /// In stairs: the run is cut into so many epochs, and the last one has none ([`BetaSchedule::PerEpoch`]).
+    /// In stairs: the run is cut into at most so many epochs of equally many steps, and the last one has none ([`BetaSchedule::PerEpoch`]).
     Epochs(u64),
 }
 

@@ -31,7 +31,7 @@ pub struct Activations {
 }
 
 /// The share of values x with |x − μ| ≥ kσ, with μ and σ of their sample (over tokens and channels): what masked feature
-/// distillation leaves out at that k.
+/// distillation leaves out at that k on this side (its σ has n − 1 in the place of n).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Beyond {
     /// k.

@@ -507,4 +507,23 @@ fn a_stage_is_never_emptied() {
     };
     let error = Box::new(FluxLite).choose(&subject).unwrap_err();
     assert!(error.to_string().contains("leave stage 1"), "{error}");
+    // Those that try masks try others.
+    let greedy = Box::new(Greedy).choose(&subject).unwrap();
+    assert_eq!(greedy.selection.groups, [Group { n: 1, m: 2 }; 2]);
+    let search = RandomSearch {
+        masks: 50,
+        quantile: 0.0,
+    };
+    let found = Box::new(search).choose(&subject).unwrap();
+    assert_eq!(found.masks.len(), 4, "{:?}", found.masks);
+    let none = Subject {
+        choice: Choice::Any(1),
+        ..subject
+    };
+    for criterion in [
+        Box::new(Greedy) as Box<dyn Criterion<_, _>>,
+        Box::new(Random),
+    ] {
+        assert!(criterion.choose(&none).is_err());
+    }
 }

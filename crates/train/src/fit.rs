@@ -119,9 +119,9 @@ impl FitConfig {
                 return fail(format!("{name}: {decay} is not in [0, 1)"));
             }
         }
-        if let Some(share) = (self.ema_rampup).filter(|r| !(*r > 0.0 && r.is_finite())) {
+        if let Some(share) = (self.ema_rampup).filter(|r| !(*r > 0.0 && *r <= 1.0)) {
             return fail(format!(
-                "ema-rampup is {share}; a share above 0 is expected"
+                "ema-rampup is {share}; a share above 0 and up to 1 is expected"
             ));
         }
         // Written so that NaN fails too.

@@ -57,7 +57,7 @@ pub(crate) struct Args {
     /// Images that the loss is taken on (taylor only) [default: 128]
     #[arg(long)]
     samples: Option<usize>,
-    /// Images at a time (taylor only): fewer take less memory [default: half of them, at most 64]
+    /// Images at a time (taylor only): fewer take less memory, and have other noise [default: half of them, at most 64]
     #[arg(long)]
     batch_size: Option<usize>,
     /// Seed of images and noise (taylor), or of the choice (random) [default: 0]

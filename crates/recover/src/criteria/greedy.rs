@@ -37,7 +37,14 @@ where
             let candidates: Vec<Vec<usize>> = removable(&subject.choice, depth, &kept)
                 .into_iter()
                 .map(|block| kept.iter().copied().filter(|k| *k != block).collect())
+                .filter(|left: &Vec<usize>| subject.emptied(left).is_none())
                 .collect();
+            if candidates.is_empty() {
+                return Err(Error::usage(format!(
+                    "{name}: {} blocks cannot be kept without leaving a stage of the network empty",
+                    subject.choice.keeps()
+                )));
+            }
             let losses = mask_losses(subject, &candidates)?;
             // Of equal ones the first, whose removed block is the earliest.
             let best = losses

@@ -26,14 +26,25 @@ impl<S: BlockStack, O: Objective<S>> Criterion<S, O> for Random {
     }
 }
 
-/// The random mask number `draw` of the subject's seed.
+/// Masks drawn in place of one that would empty a stage, before that is called hopeless.
+const REDRAWS: u64 = 1000;
+
+/// The random mask number `draw` of the subject's seed; one that would empty a stage is drawn again, so that those that do not
+/// are equally likely.
 pub(super) fn draw<S: BlockStack, O: Objective<S>>(
     subject: &Subject<'_, S, O>,
     draw: u64,
 ) -> Result<Selection> {
     let pools = subject.choice.pools(subject.layout().depth());
     let groups: Vec<_> = pools.into_iter().map(|(_, group)| group).collect();
-    let drawn = random_selection(&groups, subject.seed, draw)?;
+    let mut drawn = random_selection(&groups, subject.seed, draw)?;
+    // Numbers that no draw of the search has.
+    let mut others = (1..=REDRAWS).map(|again| draw + (again << 32));
+    while subject.emptied(&drawn.kept).is_some()
+        && let Some(other) = others.next()
+    {
+        drawn = random_selection(&groups, subject.seed, other)?;
+    }
     match subject.choice {
         Choice::Groups(_) => Ok(drawn),
         // Its one group would cross the network's stages.

@@ -15,7 +15,7 @@ use super::{Criterion, Judgement, MaskScore, Subject, random};
 pub struct RandomSearch {
     /// How many masks are drawn; equal ones are judged once.
     pub masks: u64,
-    /// 0 takes the lowest loss, 0.5 the median, 1 the highest.
+    /// 0 takes the lowest loss, 0.5 the median, 1 the highest, of those that are finite numbers.
     pub quantile: f64,
 }
 
@@ -37,6 +37,7 @@ where
         "random-search"
     }
 
+    /// An upper bound: equal masks are judged once.
     fn passes(&self, subject: &Subject<'_, S, O>) -> u64 {
         subject.batch_count * self.masks
     }
@@ -68,7 +69,8 @@ where
         }
         let rank = (self.quantile * (ranked.len() - 1) as f64).round() as usize;
         let settings = json!({
-            "seed": subject.seed, "drawn": self.masks, "distinct": masks.len(), "quantile": self.quantile,
+            "seed": subject.seed, "drawn": self.masks, "distinct": masks.len(), "finite": ranked.len(),
+            "quantile": self.quantile,
         });
         let kept = ranked[rank].kept.clone();
         Ok(Judgement {

@@ -74,6 +74,12 @@ impl<S: BlockStack, O: Objective<S>> Subject<'_, S, O> {
         self.objective.draw(&batch, &mut rng)
     }
 
+    /// The first stage that would have no block left, if one would.
+    pub(super) fn emptied(&self, kept: &[usize]) -> Option<usize> {
+        let mut stages = self.layout().ranges();
+        stages.position(|blocks| !kept.iter().any(|k| blocks.contains(k)))
+    }
+
     /// The selection of the blocks `kept` under this choice.
     pub(super) fn selection(
         &self,
@@ -82,10 +88,7 @@ impl<S: BlockStack, O: Objective<S>> Subject<'_, S, O> {
         kept: Vec<usize>,
     ) -> Result<Selection> {
         let layout = self.layout();
-        if let Some(stage) = layout
-            .ranges()
-            .position(|blocks| !kept.iter().any(|k| blocks.contains(k)))
-        {
+        if let Some(stage) = self.emptied(&kept) {
             return Err(Error::usage(format!(
                 "{criterion} would leave stage {stage} of the network without a block; choose within groups, for \
                  example --pattern 1:2"

@@ -31,7 +31,8 @@ pub fn kept_groups(scores: &[f64], ratio: f64) -> Result<Vec<usize>> {
     Ok(order)
 }
 
-/// The ratio at which narrowing the network of `weights` leaves it as near to `parameters` values as it gets: for
+/// The ratio at which narrowing the network of `weights` leaves it nearest to `parameters` values, among the steps of its
+/// widest layer: for
 /// comparing width and depth at the same size.
 ///
 /// # Errors

@@ -306,7 +306,10 @@ impl Planner<'_> {
             inputs.push(other.cut.clone());
         }
         args.extend(flags("narrow", &search.masks.flags)?);
-        args.extend(strings(&["--seed", &search.seed.to_string()]));
+        let importance = search.masks.flags.get("importance");
+        if importance.and_then(toml::Value::as_str) != Some("magnitude") {
+            args.extend(strings(&["--seed", &search.seed.to_string()]));
+        }
         // It names all blocks: the hidden states keep their width, so that the teacher's can be matched.
         row.files.selection = Some(cut.join("selection.json"));
         self.make(row, "narrow", args, inputs, cut);

@@ -28,7 +28,7 @@ enum RecipeFlag {
     /// batch size; 600 steps of 64
     Robust,
     /// As TinyFusion's public code has it: learning rate 2e-4 to 1e-4 at every batch size, averages of decay 0.9999 per
-    /// step, --features masked, beta falling in 20 stairs (of 20 epochs, the last has none); 100,000 steps of 256
+    /// step, --features masked, beta falling in up to 20 stairs (of 20 epochs, the last has none); 100,000 steps of 256
     Reference,
 }
 
@@ -130,6 +130,9 @@ impl Options {
             return fail(
                 "beta, beta-epoch and sigma are about hidden states: they do nothing with --features none",
             );
+        }
+        if self.features == Some(Features::All) && self.sigma.is_some() {
+            return fail("sigma tells outliers by, which --features all keeps: leave it out");
         }
         let scaled = (self.lr_scaling).is_some_and(|rule| rule != ScalingFlag::Constant);
         if self.lr_batch.is_some() && !scaled {

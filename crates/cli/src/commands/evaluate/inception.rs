@@ -27,7 +27,7 @@ pub(super) struct Settings<'a> {
 pub(super) fn report(settings: &Settings<'_>, stop: &Stop) -> Result<Value> {
     let Settings { options, .. } = settings;
     let network = Network::open(settings.weights, settings.cache, stop)?;
-    // What can be refused without the network is, before it runs for hours.
+    // Too few samples are refused before the network runs for hours; what needs the reference's provenance comes after it.
     let sets = settings
         .samples
         .iter()

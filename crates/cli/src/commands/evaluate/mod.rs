@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// also `shapes:N` (N held-out images); with --features an .npz with arr_0 (N, D) of floating-point numbers
     reference: String,
     /// .npz with arr_0 (N, H, W, 3) uint8, a folder of PNG, JPEG or WebP images, the folder of `tinyfusion sample`, or
-    /// a feature file; with --classifier arr_1 may hold labels (N,); with --features arr_0 (N, D) and, for the
+    /// a feature file; with --classifier only an .npz, whose arr_1 may hold labels (N,); with --features arr_0 (N, D) and, for the
     /// Inception Score, arr_1 logits (N, K)
     #[arg(required = true)]
     samples: Vec<PathBuf>,

@@ -412,9 +412,12 @@ impl Job<'_> {
 fn write_npz(path: &Path, arrays: &[(&str, &Tensor)]) -> Result<()> {
     // candle writes to a path of its own; the bytes then go the way of every other file.
     let folder = path.parent().unwrap_or(Path::new("."));
-    let scratch = tempfile::Builder::new()
-        .prefix(".samples-")
-        .suffix(".partial")
+    let mut scratch = tempfile::Builder::new();
+    scratch.prefix(".samples-").suffix(".partial");
+    // The library's default is private to the user; samples follow the umask like other files.
+    #[cfg(unix)]
+    scratch.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let scratch = scratch
         .tempfile_in(folder)
         .map_err(|e| Error::file(folder, e))?;
     Tensor::write_npz(arrays, scratch.path()).map_err(|e| Error::file(path, e))?;

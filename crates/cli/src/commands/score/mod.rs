@@ -93,7 +93,7 @@ fn score<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         "settings": selection.settings,
         "model": args.model,
         "model_sha256": model.sha256,
-        "data": options.data.name(),
+        "data": options.data_used(),
         "samples": options.samples_used(),
         "kept": selection.kept,
         "blocks": judgement.blocks,

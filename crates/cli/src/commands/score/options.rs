@@ -104,6 +104,9 @@ impl Options {
         if !kind.looks_at_data() && self.samples.is_some() {
             return fail("--samples does nothing, since no calibration samples are used");
         }
+        if !kind.looks_at_data() && kind != Kind::Learned && self.data.is_given() {
+            return fail("--data does nothing, since no samples are used");
+        }
         if kind != Kind::BlockInfluence && self.reference {
             return fail("--reference needs --criterion block-influence");
         }
@@ -133,6 +136,12 @@ impl Options {
         self.criterion
             .looks_at_data()
             .then(|| self.samples.unwrap_or(256))
+    }
+
+    /// What those samples, or the steps of the search, are from.
+    pub(super) fn data_used(&self) -> Option<&str> {
+        let used = self.criterion.looks_at_data() || self.criterion == Kind::Learned;
+        used.then(|| self.data.name())
     }
 
     /// The masks to choose from.
