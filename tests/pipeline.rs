@@ -415,6 +415,7 @@ fn the_lines_of_the_readme_and_of_the_help_run() {
             let less = match line.split(' ').next().unwrap() {
                 "learn" | "distill" => " --steps 2 --batch-size 2",
                 "loss" => " --images 8",
+                "narrow" => " --samples 2 --stride 400",
                 "sample" if line.contains("--respacing") => " --count 6 --respacing 2",
                 "sample" => " --count 6 --steps 2",
                 _ => "",
