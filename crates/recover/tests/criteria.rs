@@ -11,6 +11,7 @@ use tinyfusion_core::toy::ToyLatent;
 use tinyfusion_core::{
     BlockLayout, BlockStack, Error, Group, LatentQuery, Plan, Result, Selection, StateDict,
 };
+use tinyfusion_diffusion::Objective;
 use tinyfusion_mask::candidates;
 use tinyfusion_recover::criteria::{
     BlockInfluence, Choice, Criterion, FluxLite, Greedy, Judgement, LearnedMask, Magnitude, Oracle,
@@ -84,6 +85,27 @@ fn pairs(n: usize) -> Choice {
     Choice::Groups(vec![Group { n: 1, m: 2 }; n])
 }
 
+/// One batch, looked at by one lane, whose passes nobody counts.
+fn subject<'a, S: BlockStack, O: Objective<S>>(
+    (net, weights): (&'a S, &'a StateDict),
+    objective: &'a O,
+    choice: Choice,
+    batches: &'a dyn Fn(u64) -> Result<O::Batch>,
+) -> Subject<'a, S, O> {
+    Subject {
+        net,
+        weights,
+        block_of: &block_of,
+        objective,
+        choice,
+        batches,
+        batch_count: 1,
+        seed: 0,
+        lanes: 1,
+        passed: &|| Ok(()),
+    }
+}
+
 fn judge_turning(
     angles: &[f32],
     choice: Choice,
@@ -92,19 +114,13 @@ fn judge_turning(
     let (net, objective) = (Turning::new(angles), Imitate(Turning::new(angles)));
     let passes = AtomicU64::new(0);
     let subject = Subject {
-        net: &net,
-        weights: &net.weights,
-        block_of: &block_of,
-        objective: &objective,
-        choice,
-        batches: &tokens,
         batch_count: BATCHES,
-        seed: 0,
         lanes: 2,
         passed: &|| {
             passes.fetch_add(1, Relaxed);
             Ok(())
         },
+        ..subject((&net, &net.weights), &objective, choice, &tokens)
     };
     let expected = criterion.passes(&subject);
     let judgement = Box::new(criterion).choose(&subject).unwrap();
@@ -239,18 +255,7 @@ fn a_block_that_does_nothing_scores_zero_everywhere() {
     let (net, objective) = (Turning::new(&nothing), Imitate(Turning::new(&nothing)));
     for criterion in by_blocks {
         let name = criterion.name();
-        let subject = Subject {
-            net: &net,
-            weights: &net.weights,
-            block_of: &block_of,
-            objective: &objective,
-            choice: Choice::Any(2),
-            batches: &tokens,
-            batch_count: 1,
-            seed: 0,
-            lanes: 1,
-            passed: &|| Ok(()),
-        };
+        let subject = subject((&net, &net.weights), &objective, Choice::Any(2), &tokens);
         let found = criterion.choose(&subject).unwrap();
         assert!(found.blocks[1].score.abs() < 1e-6, "{name}: {found:?}");
         assert_eq!(found.selection.kept, [0, 2], "{name}");
@@ -262,22 +267,15 @@ fn a_block_that_does_nothing_scores_zero_everywhere() {
 fn with_toy<R>(
     choice: Choice,
     lanes: usize,
-    then: impl FnOnce(&Subject<'_, ToyLatent, Imitate<ToyLatent>>) -> R,
+    then: impl FnOnce(Subject<'_, ToyLatent, Imitate<ToyLatent>>) -> R,
 ) -> R {
     let weights = weights();
     let net = build(&weights, 0.0).unwrap();
     let objective = Imitate::toy(&weights);
-    then(&Subject {
-        net: &net,
-        weights: &weights,
-        block_of: &block_of,
-        objective: &objective,
-        choice,
-        batches: &batch,
+    then(Subject {
         batch_count: 4,
-        seed: 0,
         lanes,
-        passed: &|| Ok(()),
+        ..subject((&net, &weights), &objective, choice, &batch)
     })
 }
 
@@ -291,7 +289,7 @@ fn a_random_search_finds_the_extremes_and_the_middle_of_all_masks() {
         with_toy(Choice::Any(3), lanes, |subject| {
             let masks = 400; // of 20 different ones: all are drawn
             let search = RandomSearch { masks, quantile };
-            Box::new(search).choose(subject).unwrap()
+            Box::new(search).choose(&subject).unwrap()
         })
     };
     let weights = weights();
@@ -329,7 +327,7 @@ fn criteria_that_do_not_train_find_the_blocks_that_do_something() {
             ];
             for criterion in all {
                 let name = criterion.name();
-                let found = criterion.choose(subject).unwrap();
+                let found = criterion.choose(&subject).unwrap();
                 assert_eq!(found.selection.kept, USEFUL, "{name}");
                 assert_eq!(
                     found.selection.clone().validated().unwrap(),
@@ -344,10 +342,7 @@ fn criteria_that_do_not_train_find_the_blocks_that_do_something() {
 fn random_masks_are_uniform_over_what_is_allowed() {
     let draw = |choice: Choice, seed| {
         with_toy(choice, 1, |subject| {
-            let subject = Subject {
-                seed,
-                ..*with(subject)
-            };
+            let subject = Subject { seed, ..subject };
             let found = Box::new(Random).choose(&subject).unwrap();
             found.selection.kept
         })
@@ -366,28 +361,10 @@ fn random_masks_are_uniform_over_what_is_allowed() {
     }
 }
 
-/// A copy of a subject but for its choice, which is no `Copy`.
-fn with<'a>(
-    subject: &'a Subject<'a, ToyLatent, Imitate<ToyLatent>>,
-) -> Box<Subject<'a, ToyLatent, Imitate<ToyLatent>>> {
-    Box::new(Subject {
-        net: subject.net,
-        weights: subject.weights,
-        block_of: subject.block_of,
-        objective: subject.objective,
-        choice: subject.choice.clone(),
-        batches: subject.batches,
-        batch_count: subject.batch_count,
-        seed: subject.seed,
-        lanes: subject.lanes,
-        passed: subject.passed,
-    })
-}
-
 #[test]
 fn the_oracle_and_the_learned_mask_are_criteria_too() {
     with_toy(pairs(3), 1, |subject| {
-        let found = Box::new(Oracle).choose(subject).unwrap();
+        let found = Box::new(Oracle).choose(&subject).unwrap();
         assert_eq!(found.selection.kept, [0, 2, 5]); // the pair 2, 3 begins in the first half
         let folder = tempfile::tempdir().unwrap();
         let config = config(DeltaW::Full);
@@ -407,7 +384,7 @@ fn the_oracle_and_the_learned_mask_are_criteria_too() {
                 progress: &Progress::hidden(),
             },
         };
-        let found = Box::new(learned).choose(subject).unwrap();
+        let found = Box::new(learned).choose(&subject).unwrap();
         assert_eq!(found.selection.kept, USEFUL);
         // The two blocks of a pair share the probability 1, the kept one has more of it.
         for pair in found.blocks.chunks(2) {
@@ -433,17 +410,11 @@ fn what_cannot_be_judged_is_an_error() {
     broken.insert("blocks.2.weight", nan);
     let net = build(&broken, 0.0).unwrap();
     let objective = Imitate::toy(&weights());
+    let of = || subject((&net, &broken), &objective, Choice::Any(3), &batch);
     let subject = Subject {
-        net: &net,
-        weights: &broken,
-        block_of: &block_of,
-        objective: &objective,
-        choice: Choice::Any(3),
-        batches: &batch,
         batch_count: 2,
-        seed: 0,
         lanes: 2,
-        passed: &|| Ok(()),
+        ..of()
     };
     let all: [Box<dyn Criterion<_, _>>; 5] = [
         Box::new(BlockInfluence::default()),
@@ -469,15 +440,13 @@ fn what_cannot_be_judged_is_an_error() {
     let one = |_| Ok(Tensor::zeros((1, 3, 2, 2), DType::F32, &Device::Cpu)?);
     let subject = Subject {
         batches: &one,
-        batch_count: 1,
-        ..*with(&subject)
+        ..of()
     };
     assert!(Box::new(FluxLite).choose(&subject).is_err());
     let stopped = || Err(Error::Stopped);
     let subject = Subject {
-        batches: &batch,
         passed: &stopped,
-        ..*with(&subject)
+        ..of()
     };
     let found = Box::new(Sensitivity).choose(&subject);
     assert!(matches!(found, Err(Error::Stopped)), "{found:?}");
@@ -493,18 +462,7 @@ fn a_stage_is_never_emptied() {
         weights: Turning::new(&[0.5, 0.6, 0.1, 0.2]).weights,
     };
     let objective = Imitate(Turning::new(&[0.5, 0.6, 0.1, 0.2]));
-    let subject = Subject {
-        net: &net,
-        weights: &net.weights,
-        block_of: &block_of,
-        objective: &objective,
-        choice: Choice::Any(2),
-        batches: &tokens,
-        batch_count: 1,
-        seed: 0,
-        lanes: 1,
-        passed: &|| Ok(()),
-    };
+    let subject = subject((&net, &net.weights), &objective, Choice::Any(2), &tokens);
     let error = Box::new(FluxLite).choose(&subject).unwrap_err();
     assert!(error.to_string().contains("leave stage 1"), "{error}");
     // Those that try masks try others.
