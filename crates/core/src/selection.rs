@@ -155,20 +155,4 @@ impl Selection {
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string_pretty(self).map_err(|e| Error::run(format!("selection: {e}")))
     }
-
-    /// Pairs (student block, teacher block) aligned at group ends: student ΣN − 1 ↔ teacher ΣM − 1.
-    ///
-    /// This one rule gives all three hard-coded tables of the reference code.
-    pub fn group_ends(&self) -> Vec<(usize, usize)> {
-        let mut ends = Vec::with_capacity(self.groups.len());
-        let (mut student, mut teacher) = (0, 0);
-        for group in &self.groups {
-            student += group.n;
-            teacher += group.m;
-            if group.n > 0 {
-                ends.push((student - 1, teacher - 1));
-            }
-        }
-        ends
-    }
 }

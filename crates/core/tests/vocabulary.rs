@@ -45,17 +45,6 @@ proptest! {
     }
 
     #[test]
-    fn group_ends_ascend_and_close_with_the_last_blocks(selection in selections()) {
-        let ends = selection.group_ends();
-        prop_assert!(ends.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 < w[1].1));
-        prop_assert_eq!(ends.last().unwrap().0, selection.kept.len() - 1);
-        // The student's block at a group end is the last one kept up to the teacher's group end.
-        for (student, teacher) in ends {
-            prop_assert_eq!(selection.kept.iter().filter(|k| **k <= teacher).count(), student + 1);
-        }
-    }
-
-    #[test]
     fn a_damaged_selection_is_a_usage_error(selection in selections(), at in any::<prop::sample::Index>(), what in 0..5) {
         let mut bad = selection;
         let i = at.index(bad.kept.len());

@@ -1,4 +1,4 @@
-use tinyfusion_core::{BlockLayout, Error, Result, Selection};
+use tinyfusion_core::{BlockLayout, Error, Group, Result, Selection};
 
 /// Which blocks of student and teacher are compared when features are distilled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,11 +12,40 @@ impl LayerMap {
     /// Blocks aligned at the ends of the selection's groups: there student and teacher have done the same share
     /// of their work. A student cut by explicit indices has one group, so that only the last blocks are compared.
     pub fn group_ends(selection: &Selection) -> Result<Self> {
-        Self::new(
-            selection.kept.len(),
-            selection.depth,
-            selection.group_ends(),
-        )
+        Self::groups(&selection.groups)
+    }
+
+    /// Every block of the student with the teacher's block before the next that was kept: the states that the
+    /// student's next block was trained on. For masks without groups, as ranked ones are. `layout` is the teacher's.
+    pub fn every_block(selection: &Selection, layout: &BlockLayout) -> Result<Self> {
+        selection.check_layout(layout)?;
+        let kept = &selection.kept;
+        let mut pairs = Vec::with_capacity(kept.len());
+        for stage in layout.ranges() {
+            let here: Vec<usize> = (0..kept.len())
+                .filter(|i| stage.contains(&kept[*i]))
+                .collect();
+            for &i in &here {
+                let next = kept.get(i + 1).filter(|next| stage.contains(next));
+                pairs.push((i, next.copied().unwrap_or(stage.end) - 1));
+            }
+        }
+        Self::new(kept.len(), selection.depth, pairs)
+    }
+
+    /// Blocks aligned at the ends of `groups` of n student blocks and m teacher blocks, whatever the student was cut
+    /// from: a student of a quarter of the depth and a teacher of half of it have groups of 1:2.
+    pub fn groups(groups: &[Group]) -> Result<Self> {
+        let (mut student, mut teacher) = (0, 0);
+        let mut pairs = Vec::with_capacity(groups.len());
+        for group in groups {
+            student += group.n;
+            teacher += group.m;
+            if group.n > 0 {
+                pairs.push((student - 1, teacher - 1));
+            }
+        }
+        Self::new(student, teacher, pairs)
     }
 
     /// Any pairs (student block, teacher block), strictly ascending on both sides.
@@ -76,8 +105,9 @@ impl LayerMap {
         ] {
             if expected != found {
                 return Err(Error::usage(format!(
-                    "the selection goes from {} blocks to {}, but the {who} has {found} instead of {expected}; \
-                     pass the selection that cut this student from this teacher, or use features = \"none\"",
+                    "the blocks are aligned from {} to {}, but the {who} has {found} instead of {expected}; pass the \
+                     selection that cut this student from this teacher, align them by a pattern, or use features = \
+                     \"none\"",
                     self.teacher_depth, self.student_depth
                 )));
             }

@@ -60,9 +60,46 @@ fn every_pattern_has_a_map_that_ends_with_both_networks() {
             "{groups:?}"
         );
         assert_eq!(map.pairs().len(), groups.iter().filter(|g| g.0 > 0).count());
+        // The student's block at a group end is the last one kept up to the teacher's group end.
+        let kept = selection(&groups).kept;
+        for &(student, teacher) in map.pairs() {
+            assert_eq!(kept.iter().filter(|k| **k <= teacher).count(), student + 1);
+        }
         map.check(&BlockLayout::single(student), &BlockLayout::single(teacher))
             .unwrap();
     }
+}
+
+#[test]
+fn every_block_is_compared_before_what_its_successor_was_trained_on() {
+    let of = |stages: &[usize], kept: &[usize]| {
+        let layout = BlockLayout::stages(stages.to_vec());
+        let selection = Selection::from_indices(&layout, kept.to_vec()).unwrap();
+        LayerMap::every_block(&selection, &layout)
+            .unwrap()
+            .pairs()
+            .to_vec()
+    };
+    assert_eq!(
+        of(&[8], &[1, 2, 5, 6]),
+        [(0, 1), (1, 4), (2, 5), (3, 7)],
+        "blocks 3 and 4 are gone behind 2, and 7 behind 6"
+    );
+    // The last of a stage has done what the whole stage does.
+    assert_eq!(of(&[4, 4], &[0, 2, 5]), [(0, 1), (1, 3), (2, 7)]);
+    assert_eq!(of(&[2], &[0, 1]), [(0, 0), (1, 1)], "nothing was cut");
+    // With one kept in every pair it depends on which; group ends do not.
+    assert_eq!(of(&[4], &[0, 3]), [(0, 2), (1, 3)]);
+}
+
+#[test]
+fn a_teacher_that_the_student_was_not_cut_from_is_aligned_by_groups() {
+    let quarter = LayerMap::groups(&[Group { n: 1, m: 2 }; 4]).unwrap();
+    assert_eq!(quarter.pairs(), [(0, 1), (1, 3), (2, 5), (3, 7)]);
+    quarter
+        .check(&BlockLayout::single(4), &BlockLayout::single(8))
+        .unwrap();
+    assert!(LayerMap::groups(&[]).is_err());
 }
 
 #[test]

@@ -219,13 +219,12 @@ impl Planner<'_> {
         if let Some(teacher) = &recovery.teacher {
             let teacher = self.model(teacher, repeat)?;
             args.extend(strings(&["--teacher", &say(&teacher)]));
-            if recovery.matches_features() {
+            if recovery.matches_features() && !recovery.aligns_by_pattern() {
                 let selection = aligned(mask, &teacher)?;
                 args.extend(strings(&["--selection", &say(&selection)]));
-                inputs.extend([teacher, selection]);
-            } else {
-                inputs.push(teacher);
+                inputs.push(selection);
             }
+            inputs.push(teacher);
         }
         args.extend(flags("distill", &recovery.flags)?);
         args.extend(strings(&["--seed", &seed.to_string()]));
@@ -300,7 +299,7 @@ fn aligned(mask: &Mask, teacher: &Path) -> Result<PathBuf> {
         Some(selection) if mask.parent == teacher => Ok(selection.clone()),
         _ => bail!(
             "its hidden states cannot be matched with those of {}, which is not what `{}` was cut from; \
-             say features = \"none\"",
+             say align = \"N:M\" (N of its blocks for M of the teacher's) or features = \"none\"",
             teacher.display(),
             mask.rows.first
         ),

@@ -233,6 +233,12 @@ impl Recoveries {
     pub(crate) fn features(&self) -> Option<&str> {
         self.flags.get("features").and_then(toml::Value::as_str)
     }
+
+    /// Whether a pattern says which blocks are compared, so that no selection is needed.
+    pub(crate) fn aligns_by_pattern(&self) -> bool {
+        let align = self.flags.get("align").and_then(toml::Value::as_str);
+        align.is_some_and(|rule| rule.contains(':'))
+    }
 }
 
 /// How long the recoveries of one mask take: one row each.
@@ -250,7 +256,14 @@ pub(crate) struct Budget {
 pub(crate) fn flags(command: &str, table: &toml::Table) -> Result<Vec<String>> {
     let mut args = Vec::new();
     for (key, value) in table {
-        let flag = format!("--{}", key.replace('_', "-"));
+        if key.contains('_') {
+            // One spelling, since a preset's numbers are read by others under it, too.
+            bail!(
+                "`{key}`: the flags of `tinyfusion {command}` have dashes: write `{}`",
+                key.replace('_', "-")
+            );
+        }
+        let flag = format!("--{key}");
         match value {
             toml::Value::Boolean(on) if (command, key.as_str()) == ("sample", "clip") => {
                 args.extend([flag, on.to_string()]);
@@ -289,7 +302,7 @@ mod tests {
     #[test]
     fn tables_become_flags() {
         let table: toml::Table =
-            toml::from_str("lr = 5e-4\nbatch_size = 64\nwhat = \"dit\"").unwrap();
+            toml::from_str("lr = 5e-4\nbatch-size = 64\nwhat = \"dit\"").unwrap();
         assert_eq!(
             flags("pretrain", &table).unwrap(),
             ["--batch-size", "64", "--lr", "0.0005", "--what", "dit"]
@@ -298,6 +311,7 @@ mod tests {
             let table: toml::Table = toml::from_str(text).unwrap();
             flags(command, &table).unwrap_err().to_string()
         };
+        assert!(refused("learn", "batch_size = 64").contains("write `batch-size`"));
         assert!(refused("loss", "a = [1]").contains("`a` has a value of type array"));
         // `clip` takes a value in `sample`, is a number in training, and one switch is passed on.
         for on in ["true", "false"] {

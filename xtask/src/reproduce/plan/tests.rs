@@ -393,10 +393,10 @@ fn what_does_not_fit_together_is_named() {
     );
     // Features of a teacher that the student was not cut from have no counterpart.
     let said = refused(&|p| {
-        p.recoveries[2].flags.remove("features");
+        p.recoveries[2].flags.remove("align");
     });
     assert!(
-        said.contains("recovery `by-d8`") && said.contains("say features = \"none\""),
+        said.contains("recovery `by-d8`") && said.contains("or features = \"none\""),
         "{said}"
     );
     let said = refused(&|p| p.masks[1].id = Some("d8".into()));

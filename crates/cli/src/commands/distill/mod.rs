@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 use tinyfusion::checkpoint::Provenance;
-use tinyfusion::core::{BlockStack, Error, Selection};
+use tinyfusion::core::{BlockLayout, BlockStack, Error, Selection};
 use tinyfusion::data::shapes::Split;
 use tinyfusion::distill::{DistillConfig, FeatureLoss, LayerMap, Run, Student, Teacher, distill};
 use tinyfusion::train::{FitConfig, RunDir, Stop};
 
-use self::options::{Options, defaults};
+use self::options::{Align, Options, defaults};
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
@@ -24,6 +24,7 @@ use crate::settings::ExportOptions;
 ///   tinyfusion distill runs/cut runs/student --steps 600 --teacher assets/teacher --features masked
 ///   tinyfusion distill runs/cut runs/student --samples 38400 --batch-size 256 --teacher assets/teacher
 ///   tinyfusion distill runs/d14 runs/student --data latents.safetensors --teacher MODEL --recipe reference
+///   tinyfusion distill runs/d7 runs/student --data latents.safetensors --teacher runs/d14-recovered/model --align 1:2
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, after_help = defaults())]
 pub(crate) struct Args {
@@ -74,32 +75,20 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         check_teacher(teacher, &model, wants_features)?;
     }
     let teacher_net = teacher.as_ref().map(Model::network).transpose()?;
-    let selection_path = match (&options.selection, &teacher) {
-        (Some(_), None) => {
-            return Err(Error::usage(
-                "selection aligns the student with a teacher: it needs --teacher",
-            )
-            .into());
-        }
-        (Some(path), _) => Some(path.clone()),
-        (None, _) => beside(&args.student),
+    let selection_path = match &options.selection {
+        Some(path) => Some(path.clone()),
+        None => beside(&args.student),
     };
     let selection = match selection_path {
         Some(path) => Some((selection_of(&model, &path)?, path)),
         None => None,
     };
-    let layers = match (&teacher, &selection) {
-        (Some(teacher), Some((selection, path))) if wants_features => {
-            check_layout(selection, path, &teacher.layout())?;
-            Some(LayerMap::group_ends(selection)?)
-        }
-        (Some(_), None) if wants_features => {
-            return Err(Error::usage(
-                "matching hidden states needs the selection that cut the student: none lies in its folder, so pass \
-                 --selection, or --features none",
-            )
-            .into());
-        }
+    let layers = match &teacher {
+        Some(teacher) if wants_features => Some(align(
+            &options.align(),
+            selection.as_ref(),
+            &teacher.layout(),
+        )?),
         _ => None,
     };
     let knowledge = teacher_net.as_ref().map(|net| Teacher { net, layers });
@@ -155,6 +144,34 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     }
     resources.write(&args.out, Some(outcome.seconds))?;
     Ok(say!("{}", args.out.join("model").display())?)
+}
+
+/// Which blocks of the student are compared with which of a teacher of `layout`.
+fn align(
+    rule: &Align,
+    selection: Option<&(Selection, PathBuf)>,
+    layout: &BlockLayout,
+) -> Result<LayerMap> {
+    if let Align::Pattern(pattern) = rule {
+        return Ok(LayerMap::groups(&pattern.groups(layout)?)?);
+    }
+    let Some((selection, path)) = selection else {
+        return Err(Error::usage(
+            "matching hidden states needs the selection that cut the student: none lies in its folder, so pass \
+             --selection, a pattern such as --align 1:2, or --features none",
+        )
+        .into());
+    };
+    check_layout(selection, path, layout).map_err(|e| {
+        Error::usage(format!(
+            "{e}; for another teacher than the one that the student was cut from, align them by a pattern, such as \
+             --align 1:2; for a student that was cut and then narrowed pass the --selection of the cut"
+        ))
+    })?;
+    Ok(match rule {
+        Align::EveryBlock => LayerMap::every_block(selection, layout)?,
+        Align::GroupEnds | Align::Pattern(_) => LayerMap::group_ends(selection)?,
+    })
 }
 
 /// A word where the averaged weights, which are what is saved, will hardly have moved: nothing else in a run shows it.

@@ -1,8 +1,10 @@
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use anyhow::Result;
 use tinyfusion::core::Error;
 use tinyfusion::distill::{BetaSchedule, DistillConfig, FeatureLoss, KnowledgeConfig, Recipe};
+use tinyfusion::mask::Pattern;
 use tinyfusion::train::{FitConfig, LrScaling, LrSchedule, ema_decay};
 
 use crate::family::{Dit, Family};
@@ -19,6 +21,31 @@ enum Features {
     Masked,
     /// Only where both are inliers
     Joint,
+}
+
+/// How blocks of student and teacher are paired.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) enum Align {
+    #[default]
+    GroupEnds,
+    EveryBlock,
+    Pattern(Pattern),
+}
+
+impl FromStr for Align {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "group-ends" => Ok(Self::GroupEnds),
+            "every-block" => Ok(Self::EveryBlock),
+            pattern if pattern.contains(':') => pattern
+                .parse()
+                .map(Self::Pattern)
+                .map_err(|e: Error| e.to_string()),
+            _ => Err("expected group-ends, every-block or a pattern such as 1:2".into()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -51,6 +78,11 @@ pub(super) struct Options {
     /// that `cut` laid into the student's folder
     #[arg(long, value_name = "FILE")]
     pub(super) selection: Option<PathBuf>,
+    /// Which hidden states are compared: `group-ends`, behind the groups of the selection, as in the paper; `every-block`,
+    /// behind every block of the student, with what the teacher hands to the next one that was kept; or a pattern of the
+    /// student's blocks to the teacher's, such as 1:2, which needs no selection [default: group-ends]
+    #[arg(long, value_name = "RULE")]
+    align: Option<Align>,
     /// The settings that the flags below change [default: robust]
     #[arg(long)]
     recipe: Option<RecipeFlag>,
@@ -119,16 +151,21 @@ impl Options {
 
     /// Refuses flags that would do nothing.
     fn check(&self) -> Result<()> {
-        let about_features =
-            self.beta.is_some() || self.beta_epoch.is_some() || self.sigma.is_some();
+        let about_features = self.beta.is_some()
+            || self.beta_epoch.is_some()
+            || self.sigma.is_some()
+            || self.align.is_some();
         let about_teacher = self.features.is_some() || self.alpha_kd.is_some() || about_features;
         let fail = |what: &str| Err(Error::usage(what).into());
         if self.teacher.is_none() && about_teacher {
-            return fail("features, alpha-kd, beta, beta-epoch and sigma need --teacher");
+            return fail("features, alpha-kd, beta, beta-epoch, sigma and align need --teacher");
+        }
+        if self.teacher.is_none() && self.selection.is_some() {
+            return fail("selection aligns the student with a teacher: it needs --teacher");
         }
         if self.features == Some(Features::None) && about_features {
             return fail(
-                "beta, beta-epoch and sigma are about hidden states: they do nothing with --features none",
+                "beta, beta-epoch, sigma and align are about hidden states: they do nothing with --features none",
             );
         }
         if self.features == Some(Features::All) && self.sigma.is_some() {
@@ -148,6 +185,11 @@ impl Options {
             );
         }
         Ok(())
+    }
+
+    /// How blocks of student and teacher are paired.
+    pub(super) fn align(&self) -> Align {
+        self.align.clone().unwrap_or_default()
     }
 
     /// A rate of the flags without a batch size is this run's own.
@@ -303,6 +345,24 @@ mod tests {
         );
         assert_eq!((mixed.fit.ema, mixed.fit.ema_rampup), (0.9999, Some(0.05)));
         assert_eq!((mixed.lr.peak, mixed.lr.last), (1e-3, 5e-4));
+    }
+
+    #[test]
+    fn blocks_are_aligned_by_a_rule_or_a_pattern() {
+        let align = |flags: &str| parsed(flags).map(|options| options.align());
+        assert_eq!(align("").unwrap(), Align::GroupEnds);
+        assert_eq!(align("--align every-block").unwrap(), Align::EveryBlock);
+        let pattern = Align::Pattern("1:2".parse().unwrap());
+        assert_eq!(align("--align 1:2").unwrap(), pattern);
+        for (flags, said) in [
+            ("--align ends", "every-block"),
+            ("--align 3:2", "keeps 3 of only 2"),
+        ] {
+            let error = align(flags).unwrap_err().to_string();
+            assert!(error.contains(said), "{flags}: {error}");
+        }
+        assert!(refused("--align 1:2").contains("need --teacher"));
+        assert!(refused("--teacher t --features none --align 1:2").contains("--features none"));
     }
 
     #[test]
