@@ -19,7 +19,9 @@ pub use dtype::DTypePolicy;
 pub use hash::sha256_file;
 pub use inspect::{Inspection, TensorEntry, inspect};
 pub use load::{Loaded, load, load_as, load_expected};
-pub use model_dir::{CONFIG_FILE, LoadedModel, WEIGHTS_FILE, load_model_dir, save_model_dir};
+pub use model_dir::{
+    CONFIG_FILE, LoadedModel, WEIGHTS_FILE, load_model_dir, save_model_dir, save_model_dir_with,
+};
 pub use narrow::keep_groups;
 pub use provenance::{Narrowed, Provenance};
 pub use root::Root;

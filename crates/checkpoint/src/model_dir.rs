@@ -71,9 +71,32 @@ pub fn save_model_dir(
     provenance: &Provenance,
     dtype: DTypePolicy,
 ) -> Result<String> {
+    save_model_dir_with(dir, tensors, config, provenance, dtype, &[])
+}
+
+/// As [`save_model_dir`], with other files (name, text) in the directory from the moment that it is there: what `cut`
+/// and `narrow` say of their choice.
+pub fn save_model_dir_with(
+    dir: impl AsRef<Path>,
+    tensors: &StateDict,
+    config: &Value,
+    provenance: &Provenance,
+    dtype: DTypePolicy,
+    beside: &[(&str, String)],
+) -> Result<String> {
     let dir = dir.as_ref();
+    let stage_all = |folder: &Path| -> Result<(Vec<Staged>, String)> {
+        let ([weights, config], sha256) =
+            stage_files(folder, dir, tensors, config, provenance, dtype)?;
+        let mut staged = vec![weights];
+        for (name, text) in beside {
+            staged.push(stage(&folder.join(name), |w| w.write_all(text.as_bytes()))?);
+        }
+        staged.push(config);
+        Ok((staged, sha256))
+    };
     if dir.exists() {
-        let (staged, sha256) = stage_files(dir, dir, tensors, config, provenance, dtype)?;
+        let (staged, sha256) = stage_all(dir)?;
         for file in staged {
             file.commit()?;
         }
@@ -85,7 +108,7 @@ pub fn save_model_dir(
     let temp = atomic::builder(0o777)
         .tempdir_in(parent)
         .map_err(|e| failed(&e))?;
-    let (staged, sha256) = stage_files(temp.path(), dir, tensors, config, provenance, dtype)?;
+    let (staged, sha256) = stage_all(temp.path())?;
     for file in staged {
         file.commit()?;
     }

@@ -10,7 +10,9 @@ use crate::output::say;
 
 /// Writes `OUT/selection.json` and says which blocks it keeps.
 pub(crate) fn write_selection(out: &Path, selection: &Selection) -> Result<()> {
-    save_selection(out, selection)?;
+    std::fs::create_dir_all(out).map_err(|e| Error::file(out, e))?;
+    let text = selection.to_json()?;
+    write_atomic(out.join(SELECTION_FILE), |f| f.write_all(text.as_bytes()))?;
     Ok(say!(
         "kept {:?} of {} blocks",
         selection.kept,
@@ -20,15 +22,6 @@ pub(crate) fn write_selection(out: &Path, selection: &Selection) -> Result<()> {
 
 /// The name of a selection in a folder: what `learn` and `score` find, and what `cut` lays beside a model.
 pub(crate) const SELECTION_FILE: &str = "selection.json";
-
-/// Writes `OUT/selection.json`.
-pub(crate) fn save_selection(out: &Path, selection: &Selection) -> Result<()> {
-    std::fs::create_dir_all(out).map_err(|e| Error::file(out, e))?;
-    let text = selection.to_json()?;
-    Ok(write_atomic(out.join(SELECTION_FILE), |f| {
-        f.write_all(text.as_bytes())
-    })?)
-}
 
 /// Reads a selection.
 pub(crate) fn read_selection(path: &Path) -> Result<Selection> {

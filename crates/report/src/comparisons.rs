@@ -31,6 +31,49 @@ pub struct Comparison {
     pub verdict: Verdict,
     /// All of it in a sentence.
     pub text: String,
+    /// Repetitions that were left out, and why there was no test, if there was none.
+    remark: String,
+}
+
+/// The columns of [`Comparison::cells`].
+pub(crate) const COLUMNS: [&str; 7] = [
+    "learned",
+    "against",
+    "by",
+    "difference",
+    "95 % CI",
+    "p",
+    "is learned better?",
+];
+
+impl Comparison {
+    /// A line of a table.
+    pub(crate) fn cells(&self) -> [String; 7] {
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| "–".into());
+        let interval = self.test.map(|t| t.interval);
+        let verdict = self.verdict.word();
+        [
+            self.learned.clone(),
+            self.rival.clone(),
+            self.measure.name().into(),
+            or_none(self.test.map(|t| signed(t.difference))),
+            or_none(interval.map(|(low, high)| format!("{} to {}", signed(low), signed(high)))),
+            or_none(
+                self.corrected
+                    .map(|p| short_p(p).trim_start_matches("= ").into()),
+            ),
+            match self.remark.as_str() {
+                "" => verdict.into(),
+                remark => format!("{verdict}: {remark}"),
+            },
+        ]
+    }
+}
+
+/// With a sign that is not taken for a dash.
+fn signed(x: f64) -> String {
+    let sign = if x < 0.0 { "−" } else { "+" };
+    format!("{sign}{}", short(x.abs()))
 }
 
 /// Every learned group against the other criteria's groups that were recovered in the same way to the same depth.
@@ -134,27 +177,32 @@ fn compare(
     corrected: Option<f64>,
 ) -> Comparison {
     let (name, a, b) = (measure.name(), &learned.name, &rival.name);
-    let (verdict, text) = match (test, corrected) {
-        (Some(test), Some(p)) => judge(measure, a, b, test, p),
-        _ if pairs.both.len() < 2 => (
-            Verdict::Unknown,
-            format!(
-                "{name}: {a} against {b}: {} in common, no test.",
-                seeds(pairs.both.len())
-            ),
+    let untested = match pairs.both.len() {
+        n if n < 2 => format!("{} in common, no test", seeds(n)),
+        n => format!(
+            "the same difference in {}, no noise to test it by",
+            seeds(n)
         ),
-        _ => (
-            Verdict::Unknown,
-            format!(
-                "{name}: {a} against {b}: the same difference in {}, no noise to test it by.",
-                seeds(pairs.both.len())
-            ),
-        ),
+    };
+    let (verdict, text, untested) = match (test, corrected) {
+        (Some(test), Some(p)) => {
+            let (verdict, text) = judge(measure, a, b, test, p);
+            (verdict, text, None)
+        }
+        _ => {
+            let text = format!("{name}: {a} against {b}: {untested}.");
+            (Verdict::Unknown, text, Some(untested))
+        }
     };
     let lost = match &pairs.lost[..] {
-        [] => String::new(),
-        lost => format!(" Left out, without a number: seed {}.", lost.join(", ")),
+        [] => None,
+        lost => Some(format!(
+            "left out, without a number: seed {}",
+            lost.join(", ")
+        )),
     };
+    let remarks: Vec<String> = untested.into_iter().chain(lost.clone()).collect();
+    let lost = lost.map_or(String::new(), |lost| format!(" L{}.", &lost[1..]));
     Comparison {
         learned: a.clone(),
         rival: b.clone(),
@@ -163,6 +211,7 @@ fn compare(
         corrected,
         verdict,
         text: text + &lost,
+        remark: remarks.join("; "),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `report.html`: one file, nothing fetched, for light and dark, wide and narrow screens.
 
-use crate::comparisons::{Comparison, NOTE, comparisons};
+use crate::comparisons::{self, Comparison, NOTE, comparisons};
 use crate::findings::{Verdict, caveats, findings, headline};
 use crate::matrix::matrix;
 use crate::paper;
@@ -57,18 +57,21 @@ fn study(results: &Results) -> String {
     section("study", &escape(title), &format!("{table}\n{tests}"))
 }
 
-/// Comparisons as a list; empty for none.
+/// Comparisons as a table; empty for none.
 pub(crate) fn answers(all: &[Comparison]) -> String {
-    let answer = |c: &Comparison| {
-        let class = class(c.verdict);
-        let (word, text) = (c.verdict.word(), escape(&c.text));
-        format!("<li><b class=\"{class}\">{word}:</b> {text}</li>\n")
-    };
-    let items: String = all.iter().map(answer).collect();
-    match items.as_str() {
-        "" => items,
-        items => format!("<ul class=\"answers\">\n{items}</ul>\n"),
+    if all.is_empty() {
+        return String::new();
     }
+    let line = |c: &Comparison| {
+        let [learned, words @ .., verdict] = c.cells().map(|cell| escape(&cell));
+        let words: String = words.iter().map(|w| format!("<td>{w}</td>")).collect();
+        let (sentence, class) = (escape(&c.text), class(c.verdict));
+        format!(
+            "<tr title=\"{sentence}\"><th>{learned}</th>{words}<td><b class=\"{class}\">{verdict}</b></td></tr>\n"
+        )
+    };
+    let lines: String = all.iter().map(line).collect();
+    scrolling("Learned against its rivals", &comparisons::COLUMNS, &lines)
 }
 
 /// The colour of a verdict.

@@ -1,6 +1,6 @@
 //! `report.md`.
 
-use crate::comparisons::{Comparison, NOTE, comparisons};
+use crate::comparisons::{self, Comparison, NOTE, comparisons};
 use crate::findings::{caveats, findings, headline};
 use crate::matrix::matrix;
 use crate::paper;
@@ -51,10 +51,15 @@ fn study(results: &Results) -> String {
     format!("## {title}\n\n{}\n{tests}", matrix(results).markdown())
 }
 
-/// Comparisons as a list; empty for none.
+/// Comparisons as a table; empty for none.
 pub(crate) fn answers(all: &[Comparison]) -> String {
-    let answer = |c: &Comparison| format!("- **{}**: {}\n", c.verdict.word(), c.text);
-    all.iter().map(answer).collect()
+    if all.is_empty() {
+        return String::new();
+    }
+    grid(
+        &comparisons::COLUMNS,
+        all.iter().map(|c| c.cells().to_vec()),
+    )
 }
 
 /// The results in few columns, what they mean and where they were measured: to be pasted elsewhere.

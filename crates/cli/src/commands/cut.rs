@@ -8,7 +8,7 @@ use tinyfusion::mask::Pattern;
 use crate::family::{Architecture, Family, Model, save, with_family};
 use crate::output::say;
 use crate::resources::Resources;
-use crate::selection_file::{read_selection_for, save_selection};
+use crate::selection_file::{SELECTION_FILE, read_selection_for};
 
 /// Keep some blocks for good: writes a shallower model directory.
 ///
@@ -108,8 +108,8 @@ fn cut<F: Family>(args: &Args) -> Result<()> {
         &weights,
         &provenance,
         dtype,
+        &[(SELECTION_FILE, selection.to_json()?)],
     )?;
-    save_selection(&args.out, &selection)?;
     resources.write(&args.out, None)?;
     Ok(say!(
         "{}: {} blocks, {} parameters",

@@ -1,8 +1,8 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
-use tinyfusion::checkpoint::{DTypePolicy, Narrowed, Provenance, inspect, write_atomic};
+use tinyfusion::checkpoint::{DTypePolicy, Narrowed, Provenance, inspect};
 use tinyfusion::core::{
     BlockLayout, Error, Group, LatentBatch, Selection, StateDict, WidthGroups, WidthPart,
 };
@@ -18,7 +18,7 @@ use tinyfusion::train::Stop;
 use crate::family::{Architecture, Family, Model, save, with_family};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
-use crate::selection_file::save_selection;
+use crate::selection_file::SELECTION_FILE;
 use crate::settings::finite;
 use crate::training_data::DataOptions;
 
@@ -213,9 +213,17 @@ fn narrow<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         &weights,
         &provenance,
         dtype,
+        &[
+            (
+                "importance.json",
+                serde_json::to_string_pretty(&report)? + "\n",
+            ),
+            (
+                SELECTION_FILE,
+                every_block(&model.layout(), &model.sha256)?.to_json()?,
+            ),
+        ],
     )?;
-    save_report(&args.out, &report)?;
-    save_selection(&args.out, &every_block(&model.layout(), &model.sha256)?)?;
     resources.write(&args.out, None)?;
     if let Some(swept) = &report.taylor {
         say!(
@@ -316,17 +324,17 @@ impl Args {
     /// The images, in pieces.
     fn batches<F: Family>(&self, model: &Model<F>) -> Result<Vec<LatentBatch>> {
         let source = self.data.open(model, Split::Train)?;
-        let wanted = self.samples.unwrap_or(128);
-        let count = source.len().map_or(wanted, |n| wanted.min(n as usize));
-        if count < wanted {
-            tracing::warn!(
-                "{} has {count} images, fewer than the {wanted} asked for",
+        let count = self.samples.unwrap_or(128);
+        if let Some(len) = source.len().filter(|len| *len < count as u64) {
+            return Err(Error::usage(format!(
+                "{} has {len} images, fewer than the {count} of --samples",
                 self.data.name()
-            );
+            ))
+            .into());
         }
         // Two pieces at least, one for each lane.
         let size = self.batch_size.unwrap_or(count.div_ceil(2).min(64));
-        let size = size.clamp(1, count.max(1));
+        let size = size.clamp(1, count);
         let mut loader = Loader::new(source, self.seed.unwrap_or(0), size)?;
         let piece = |start: usize| {
             let batch = loader.batch((start / size) as u64)?;
@@ -350,13 +358,6 @@ impl Budget {
         };
         Ok(ratio_for_parameters(weights, groups, parameters)?)
     }
-}
-
-fn save_report(out: &Path, report: &Report<'_>) -> Result<()> {
-    let text = serde_json::to_string_pretty(report)?;
-    Ok(write_atomic(out.join("importance.json"), |f| {
-        f.write_all(format!("{text}\n").as_bytes())
-    })?)
 }
 
 /// The selection that keeps every block, each a group of its own: a narrow model's hidden states are compared with its

@@ -281,7 +281,7 @@ impl Job<'_> {
             provenance = provenance.with_parent(sha256, parent);
         }
         for (place, dtype) in self.args.export.places(&self.args.out) {
-            model.save(&place, &outcome.averages, &provenance, dtype)?;
+            model.save(&place, &outcome.averages, &provenance, dtype, &[])?;
         }
         Ok(outcome)
     }

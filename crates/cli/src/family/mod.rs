@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tinyfusion::checkpoint::{
-    DTypePolicy, Provenance, block_of, inspect, load_model_dir, save_model_dir,
+    DTypePolicy, Provenance, block_of, inspect, load_model_dir, save_model_dir_with,
 };
 use tinyfusion::core::{
     BlockLayout, BlockStack, Error, LatentBatch, ParamSpec, StateDict, WidthGroups,
@@ -269,6 +269,7 @@ impl<F: Family> Model<F> {
         weights: &StateDict,
         provenance: &Provenance,
         dtype: DTypePolicy,
+        beside: &[(&str, String)],
     ) -> Result<()> {
         save::<F>(
             path,
@@ -277,11 +278,12 @@ impl<F: Family> Model<F> {
             weights,
             provenance,
             dtype,
+            beside,
         )
     }
 }
 
-/// Writes a model directory.
+/// Writes a model directory, with other files (name, text) in it.
 pub(crate) fn save<F: Family>(
     path: &Path,
     config: &F::Config,
@@ -289,10 +291,11 @@ pub(crate) fn save<F: Family>(
     weights: &StateDict,
     provenance: &Provenance,
     dtype: DTypePolicy,
+    beside: &[(&str, String)],
 ) -> Result<()> {
     make_parent(path)?;
     let description = description::<F>(config, process)?;
-    save_model_dir(path, weights, &description, provenance, dtype)?;
+    save_model_dir_with(path, weights, &description, provenance, dtype, beside)?;
     Ok(())
 }
 

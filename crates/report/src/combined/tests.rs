@@ -56,7 +56,7 @@ fn the_statements_name_winners_losers_and_noise() {
     let text = pages(false, |_| {}).markdown;
     assert!(text.contains("### Learned against its rivals"), "{text}");
     assert!(
-        text.contains("- **Yes**: FID: learned 1:2 (lora), fine-tuned is better than oracle (BK-SDM), fine-tuned by"),
+        text.contains("| learned 1:2 (lora), fine-tuned | oracle (BK-SDM), fine-tuned | FID | −"),
         "{text}"
     );
     // The held-out losses of the runs are equal: there is no noise to measure by.

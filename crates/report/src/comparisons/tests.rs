@@ -58,6 +58,16 @@ fn learned_may_win_lose_or_be_within_noise() {
     let noise = against(&all, "sensitivity");
     assert_eq!(noise.verdict, Verdict::Unclear);
     assert!(noise.text.ends_with(": within noise."), "{}", noise.text);
+    let [.., difference, interval, p, verdict] = noise.cells();
+    assert_eq!(
+        (difference.as_str(), verdict.as_str()),
+        ("−0.1667", "Not clear")
+    );
+    assert!(
+        interval.starts_with('−') && interval.contains(" to +"),
+        "{interval}"
+    );
+    assert!(p.parse::<f64>().unwrap() > LEVEL, "{p}");
     // Three rivals by two measures, each corrected among the rivals alone.
     let every = comparisons(&all);
     assert_eq!(every.len(), 6);
@@ -116,6 +126,9 @@ fn a_seed_without_a_number_is_named_and_one_seed_is_no_test() {
     let c = against(&few, "oracle");
     assert_eq!(c.verdict, Verdict::Unknown);
     assert!(c.text.contains("1 seed in common, no test"), "{}", c.text);
+    let [.., difference, interval, p, verdict] = c.cells();
+    assert_eq!([difference, interval, p], ["–"; 3]);
+    assert_eq!(verdict, "No answer: 1 seed in common, no test");
     let one = [
         rows("learned", &some(&[8.0])),
         rows("oracle", &some(&[10.0])),

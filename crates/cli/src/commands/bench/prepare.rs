@@ -130,6 +130,7 @@ fn save(path: &Path, config: &DiTConfig, weights: &StateDict) -> Result<()> {
         weights,
         &provenance,
         DTypePolicy::F32,
+        &[],
     )
 }
 

@@ -14,7 +14,7 @@ use self::options::{Align, Options, defaults};
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
-use crate::selection_file::{SELECTION_FILE, check_layout, read_selection, save_selection};
+use crate::selection_file::{SELECTION_FILE, check_layout, read_selection};
 use crate::settings::ExportOptions;
 
 /// Recover a cut model: plain fine-tuning, or knowledge distillation from a teacher.
@@ -135,12 +135,13 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         .with_parent(&model.sha256, &model.provenance)
         .with_cut_of(&model.provenance);
     provenance.steps = Some(config.fit.steps);
+    // So that a second recovery finds it, as it would beside the cut model.
+    let beside = match &selection {
+        Some((selection, _)) => vec![(SELECTION_FILE, selection.to_json()?)],
+        None => Vec::new(),
+    };
     for (place, dtype) in args.export.places(&args.out) {
-        model.save(&place, &outcome.averages, &provenance, dtype)?;
-        if let Some((selection, _)) = &selection {
-            // So that a second recovery finds it, as it would beside the cut model.
-            save_selection(&place, selection)?;
-        }
+        model.save(&place, &outcome.averages, &provenance, dtype, &beside)?;
     }
     resources.write(&args.out, Some(outcome.seconds))?;
     Ok(say!("{}", args.out.join("model").display())?)

@@ -1,7 +1,7 @@
 mod options;
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use anyhow::Result;
@@ -65,6 +65,9 @@ fn score<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let options = &args.options;
     let criterion = criterion::<F::Net, F::Objective>(options);
     let is_learned = criterion.is_none();
+    if let Some(criterion) = &criterion {
+        check_place(&args.out, criterion.name())?;
+    }
     let mut judgement = match criterion {
         Some(criterion) => judge(criterion, options, &model, stop)?,
         None => {
@@ -107,6 +110,23 @@ fn score<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         resources.write(&args.out, None)?;
     }
     Ok(())
+}
+
+/// An error where the selection of another criterion stands in `out`: said before the work. Of the same criterion it may
+/// be the same selection, which is known after it.
+fn check_place(out: &Path, criterion: &str) -> Result<()> {
+    let place = out.join(SELECTION_FILE);
+    let there = match read_selection(&place) {
+        Ok(selection) if selection.criterion == criterion => return Ok(()),
+        Err(_) if !place.exists() => return Ok(()),
+        Ok(selection) => format!("a selection by {}", selection.criterion),
+        Err(_) => "a file that is no selection".into(),
+    };
+    Err(Error::usage(format!(
+        "{}: {there} stands there; use another folder",
+        place.display()
+    ))
+    .into())
 }
 
 /// Runs a criterion that does not train.
