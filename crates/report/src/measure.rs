@@ -93,10 +93,10 @@ pub fn plus_minus(m: Moments) -> String {
     let Some(deviation) = m.deviation.filter(|d| d.is_finite()) else {
         return short(m.mean);
     };
-    if deviation == 0.0 {
+    // What is left of equal numbers is rounding.
+    if deviation <= 1e-12 * m.mean.abs() {
         return format!("{} ± 0", short(m.mean));
     }
-    // Beyond 12 digits there is nothing but rounding.
     let digits = (1 - deviation.log10().floor() as i32).clamp(0, 12) as usize;
     format!("{:.digits$} ± {deviation:.digits$}", m.mean)
 }
@@ -115,6 +115,8 @@ mod tests {
             })
         };
         assert_eq!(of(26.123, Some(1.234)), "26.1 ± 1.2");
+        assert_eq!(of(0.8, Some(1.3e-16)), "0.8 ± 0");
+        assert_eq!(of(0.0, Some(0.0)), "0 ± 0");
         assert_eq!(of(0.037_123, Some(0.000_456)), "0.03712 ± 0.00046");
         assert_eq!(of(1234.5, Some(150.0)), "1234 ± 150");
         assert_eq!(of(2.5, Some(0.0)), "2.5 ± 0");
