@@ -148,7 +148,10 @@ impl Pinned {
     /// What is read becomes paths and addresses.
     fn check(&self) -> std::result::Result<(), String> {
         let place = format!("hub://{}/x", self.repo);
-        place.parse::<HubPath>().map_err(|e| e.to_string())?;
+        let parsed = place.parse::<HubPath>().map_err(|e| e.to_string())?;
+        if parsed.repo() != self.repo {
+            return Err(format!("{:?} is no repository", self.repo));
+        }
         check_file(&self.file).map_err(|what| format!("the file {what}"))?;
         crate::path::check_revision(&self.revision).map_err(|what| format!("revision {what}"))?;
         if !is_commit(&self.commit) {
