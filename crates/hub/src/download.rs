@@ -49,16 +49,21 @@ impl Download<'_> {
     pub(crate) fn run(&self, progress: &mut dyn Progress) -> Result<Option<String>> {
         let Metadata { etag, size, .. } = self.metadata;
         let blob = self.cache.blob(etag);
+        progress.file(self.file, *size);
+        let there = |progress: &mut dyn Progress| {
+            progress.at(*size);
+            progress.done();
+            Ok(None)
+        };
         if is_whole(&blob, *size) {
-            return Ok(None);
+            return there(progress);
         }
         make_parent(&blob)?;
         let _lock = self.cache.lock(etag, progress)?;
         // Another program may have finished it meanwhile.
         if is_whole(&blob, *size) {
-            return Ok(None);
+            return there(progress);
         }
-        progress.file(self.file, *size);
         let mut part = self.open()?;
         let content = match self.complete(&mut part, progress)? {
             Ok(content) => content,
