@@ -1,4 +1,5 @@
 //! A cache that Python filled, and what can be done without a network.
+#![allow(clippy::unwrap_used)] // also in helpers of tests: a panic is a failed test
 
 mod support;
 

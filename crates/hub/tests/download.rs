@@ -1,4 +1,5 @@
 //! Files come whole, once, verified, into Python's layout.
+#![allow(clippy::unwrap_used)] // also in helpers of tests: a panic is a failed test
 
 mod support;
 

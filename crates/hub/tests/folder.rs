@@ -1,4 +1,5 @@
 //! Folders: what is wanted of them, and what it will cost.
+#![allow(clippy::unwrap_used)] // also in helpers of tests: a panic is a failed test
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The lock file: what was used is used again, or it is an error.
+#![allow(clippy::unwrap_used)] // also in helpers of tests: a panic is a failed test
 
 mod support;
 

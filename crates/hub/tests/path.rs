@@ -1,4 +1,5 @@
 //! How a place on the hub is written.
+#![allow(clippy::unwrap_used)] // also in helpers of tests: a panic is a failed test
 
 use proptest::prelude::*;
 use tinyfusion_hub::HubPath;

@@ -1,5 +1,6 @@
 //! The cache is shared with the real `huggingface_hub`, both ways. Needs a Python that has it:
 //! `TINYFUSION_PYTHON=venv/bin/python cargo nextest run -p tinyfusion-hub --run-ignored only`.
+#![allow(clippy::unwrap_used)] // also in helpers of tests: a panic is a failed test
 
 mod support;
 

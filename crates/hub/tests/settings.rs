@@ -1,4 +1,5 @@
 //! Settings as the Python tools read them, from a map instead of the environment.
+#![allow(clippy::unwrap_used)] // also in helpers of tests: a panic is a failed test
 
 use std::path::Path;
 use std::time::Duration;

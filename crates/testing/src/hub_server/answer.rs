@@ -60,7 +60,7 @@ pub(super) fn to(seen: &Seen, shared: &Shared, ranged: bool) -> Answer {
         (true, ["cdn", hash]) => cdn(&state, hash, range),
         (false, ["api", "models", owner, name, "revision", revision]) => {
             match find(&state, &format!("{owner}/{name}"), revision, seen) {
-                Ok((repo, commit)) => information(repo, commit),
+                Ok((repo, commit)) => information(repo, &commit),
                 Err(answer) => *answer,
             }
         }
@@ -122,8 +122,8 @@ fn find<'s>(
     }
 }
 
-fn information(repo: &Repo, commit: String) -> Answer {
-    let siblings: Vec<_> = repo.commits[&commit]
+fn information(repo: &Repo, commit: &str) -> Answer {
+    let siblings: Vec<_> = repo.commits[commit]
         .iter()
         .map(|(name, entry)| {
             let size = entry.content.len();
