@@ -16,6 +16,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tinyfusion-diffusion", &["tinyfusion-core"]),
     ("tinyfusion-data", &["tinyfusion-core"]),
     (
+        "tinyfusion-hub",
+        &["tinyfusion-core", "tinyfusion-checkpoint"],
+    ),
+    (
         "tinyfusion-models",
         &[
             "tinyfusion-core",
@@ -63,6 +67,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "tinyfusion-checkpoint",
             "tinyfusion-diffusion",
             "tinyfusion-data",
+            "tinyfusion-hub",
             "tinyfusion-models",
             "tinyfusion-train",
             "tinyfusion-recover",

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+pub mod hub_server;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
