@@ -67,7 +67,8 @@ fn seeds_are_taken_together_and_presets_stand_side_by_side() {
         "{text}"
     );
     // Differences −2, −3, −4: t = −3√3 with 2 degrees of freedom: p 0.035; 3 ± 4.303 / √3.
-    let expected = "**Yes**: FID: learned, fine-tuned is better than oracle, fine-tuned by 3 (95 % CI 0.5159 to 5.484, p = 0.035, 3 seeds).";
+    let expected =
+        "| learned, fine-tuned | oracle, fine-tuned | FID | −3 | −5.484 to −0.5159 | 0.035 | Yes |";
     assert!(text.contains(expected), "{text}");
     let sections: Vec<&str> = text.lines().filter(|l| l.starts_with("## ")).collect();
     assert_eq!(sections, ["## small, DiT", "## other, DiT"]);

@@ -468,7 +468,7 @@ fn a_study_is_extended_by_seeds_and_its_chains_are_counted_from_the_teacher() {
         ("group", Value::from("halves-by-d8")),
         ("repetition", 1.into()),
         ("seed", 1.into()),
-        ("recovery", "output-kd".into()),
+        ("recovery", "masked-kd".into()),
         ("recovery_label", "taught by 8 blocks".into()),
         ("budget_steps", 900.into()),
         ("samples_seen", 14400.into()),

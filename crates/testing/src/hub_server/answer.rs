@@ -60,7 +60,13 @@ pub(super) fn to(seen: &Seen, shared: &Shared, ranged: bool) -> Answer {
         (true, ["cdn", hash]) => cdn(&state, hash, range),
         (false, ["api", "models", owner, name, "revision", revision]) => {
             match find(&state, &format!("{owner}/{name}"), revision, seen) {
-                Ok((repo, commit)) => information(repo, &commit),
+                Ok((repo, commit)) => information(&format!("{owner}/{name}"), repo, &commit),
+                Err(answer) => *answer,
+            }
+        }
+        (false, ["api", "models", owner, name, "tree", revision]) => {
+            match find(&state, &format!("{owner}/{name}"), revision, seen) {
+                Ok((repo, commit)) => tree(repo, &commit),
                 Err(answer) => *answer,
             }
         }
@@ -122,7 +128,27 @@ fn find<'s>(
     }
 }
 
-fn information(repo: &Repo, commit: &str) -> Answer {
+/// Every file, as Python asks for a folder in one page.
+fn tree(repo: &Repo, commit: &str) -> Answer {
+    let files: Vec<_> = repo.commits[commit]
+        .iter()
+        .map(|(name, entry)| {
+            let size = entry.content.len();
+            let mut file =
+                json!({ "type": "file", "path": name, "size": size, "oid": entry.git_oid() });
+            if entry.storage == Storage::Lfs {
+                file["lfs"] = json!({ "oid": entry.sha256(), "size": size, "pointerSize": 134 });
+            }
+            file
+        })
+        .collect();
+    let mut answer = Answer::bare(200);
+    answer.set("Content-Type", "application/json".into());
+    answer.body = json!(files).to_string().into_bytes();
+    answer
+}
+
+fn information(id: &str, repo: &Repo, commit: &str) -> Answer {
     let siblings: Vec<_> = repo.commits[commit]
         .iter()
         .map(|(name, entry)| {
@@ -136,7 +162,7 @@ fn information(repo: &Repo, commit: &str) -> Answer {
         .collect();
     let mut answer = Answer::bare(200);
     answer.set("Content-Type", "application/json".into());
-    answer.body = json!({ "sha": commit, "siblings": siblings })
+    answer.body = json!({ "id": id, "sha": commit, "siblings": siblings })
         .to_string()
         .into_bytes();
     answer

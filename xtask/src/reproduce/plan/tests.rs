@@ -347,7 +347,9 @@ fn the_second_jump_of_table_7_begins_at_the_recovered_model() {
     for id in ["jump-seed-1-by-d8", "halves-seed-1-by-d8"] {
         let taught = args(&plan, &format!("{id}/recovery"));
         assert!(
-            taught.contains(&format!(" --teacher {d8} --alpha-kd 0.9 --features none ")),
+            taught.contains(&format!(
+                " --teacher {d8} --align 1:2 --alpha-kd 0.9 --beta 0.01 --features masked "
+            )),
             "{taught}"
         );
     }
