@@ -132,7 +132,15 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(fails(&x, &random(&[3, 2, 3, 2], 0), &b, same));
     assert!(fails(&x, &w, &random(&[2], 0), same));
     assert!(fails(&x, &w, &b, Conv2d { stride: 0, ..same }));
-    assert!(fails(&x, &w, &b, Conv2d { upsample: 0, ..same }));
+    assert!(fails(
+        &x,
+        &w,
+        &b,
+        Conv2d {
+            upsample: 0,
+            ..same
+        }
+    ));
     // A kernel larger than the padded image.
     assert!(fails(&random(&[1, 2, 2, 4], 0), &w, &b, Conv2d::padded(0)));
     assert!(ops::group_norm(&x, &b, &b, 1, 1e-6).is_err());

@@ -27,7 +27,11 @@ impl Encoder {
         let quant = || conv1(&root.at("quant_conv"), moments, moments);
         Ok(Self {
             conv_in: conv3(&at.at("conv_in"), config.in_channels, first)?,
-            stages: stages.iter().enumerate().map(stage).collect::<Result<_>>()?,
+            stages: stages
+                .iter()
+                .enumerate()
+                .map(stage)
+                .collect::<Result<_>>()?,
             middle: Middle::load(&at.at("mid_block"), config)?,
             norm_out: norm(&at.at("conv_norm_out"), deepest, config)?,
             conv_out: conv3(&at.at("conv_out"), deepest, moments)?,
@@ -72,7 +76,11 @@ impl Decoder {
             post_quant: config.use_post_quant_conv.then(post_quant).transpose()?,
             conv_in: conv3(&at.at("conv_in"), latent, config.deepest())?,
             middle: Middle::load(&at.at("mid_block"), config)?,
-            stages: stages.iter().enumerate().map(stage).collect::<Result<_>>()?,
+            stages: stages
+                .iter()
+                .enumerate()
+                .map(stage)
+                .collect::<Result<_>>()?,
             norm_out: norm(&at.at("conv_norm_out"), first, config)?,
             conv_out: conv3(&at.at("conv_out"), first, config.out_channels)?,
         })

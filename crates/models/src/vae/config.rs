@@ -156,8 +156,16 @@ impl VaeConfig {
             serde_json::from_str(text).map_err(|e| fail(e.to_string()))?;
         match fields.get(ORIGIN[0]) {
             Some(Value::String(class)) if class == CLASS => {}
-            Some(class) => return Err(fail(format!("_class_name is {class}, expected \"{CLASS}\""))),
-            None => return Err(fail(format!("_class_name is missing, expected \"{CLASS}\""))),
+            Some(class) => {
+                return Err(fail(format!(
+                    "_class_name is {class}, expected \"{CLASS}\""
+                )));
+            }
+            None => {
+                return Err(fail(format!(
+                    "_class_name is missing, expected \"{CLASS}\""
+                )));
+            }
         }
         for name in ORIGIN {
             fields.remove(name);
@@ -217,7 +225,11 @@ impl VaeConfig {
             ("norm_num_groups", self.norm_num_groups),
             ("sample_size", self.sample_size),
         ];
-        sizes.extend(self.block_out_channels.iter().map(|&c| ("block_out_channels", c)));
+        sizes.extend(
+            self.block_out_channels
+                .iter()
+                .map(|&c| ("block_out_channels", c)),
+        );
         check_sizes(what, self.layers_per_block, &sizes)?;
         for channels in &self.block_out_channels {
             if !channels.is_multiple_of(self.norm_num_groups) {
@@ -267,7 +279,11 @@ impl VaeConfig {
     /// The decoder's stages, in order.
     pub(super) fn up(&self) -> Vec<Stage> {
         let mut inputs = self.deepest();
-        let stages = self.block_out_channels.iter().rev().zip(&self.up_block_types);
+        let stages = self
+            .block_out_channels
+            .iter()
+            .rev()
+            .zip(&self.up_block_types);
         let last = self.block_out_channels.len().saturating_sub(1);
         let stage = |(i, (&outputs, block)): (usize, (&usize, &UpBlock))| {
             let inputs = std::mem::replace(&mut inputs, outputs);

@@ -111,7 +111,8 @@ impl AutoencoderKl {
 
     fn check_latents(&self, latents: &Tensor) -> Result<()> {
         let channels = self.config.latent_channels;
-        let fits = matches!(*latents.dims(), [b, c, h, w] if b > 0 && c == channels && h > 0 && w > 0);
+        let fits =
+            matches!(*latents.dims(), [b, c, h, w] if b > 0 && c == channels && h > 0 && w > 0);
         if !fits {
             return Err(Error::usage(format!(
                 "the VAE was given latents {:?}; (B, {channels}, h, w) is expected",

@@ -22,7 +22,10 @@ impl Layout {
     /// against [`VaeConfig::params_in`] then lists what is wrong.
     pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         for name in names {
-            if [".down.", ".up.", ".mid."].iter().any(|part| name.contains(part)) {
+            if [".down.", ".up.", ".mid."]
+                .iter()
+                .any(|part| name.contains(part))
+            {
                 return Self::Original;
             }
             if [".query.", ".key.", ".value.", ".proj_attn."]

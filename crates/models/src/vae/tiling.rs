@@ -98,3 +98,54 @@ fn fade(a: &Tensor, b: &Tensor, axis: usize, shared: usize) -> Result<Tensor> {
     let rest = b.narrow(axis, n, length - n)?;
     Ok(Tensor::cat(&[&(old + new)?, &rest], axis)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use tinyfusion_testing::{flat, max_diff};
+
+    use super::*;
+
+    #[test]
+    fn what_codes_pixels_one_by_one_is_not_changed_by_tiles() {
+        for (tile, overlap) in [(4, 0.25), (4, 0.0), (5, 0.5), (3, 0.9), (1, 0.5)] {
+            for (h, w) in [(1, 9), (4, 4), (5, 6), (7, 8), (9, 11), (12, 4)] {
+                let values: Vec<f32> = (0..2 * h * w).map(|i| (i as f32 * 0.7).sin()).collect();
+                let x = Tensor::from_vec(values, (1, 2, h, w), &Device::Cpu).unwrap();
+                let tiling = Tiling { tile, overlap };
+                let double = |x: &Tensor| {
+                    let (_, _, h, w) = x.dims4()?;
+                    Ok(x.upsample_nearest2d(2 * h, 2 * w)?)
+                };
+                let y = tiled(&x, &tiling, (1, 2), double).unwrap();
+                let want = double(&x).unwrap();
+                assert_eq!(y.dims(), want.dims());
+                assert!(max_diff(&y, &want) < 1e-6, "{tiling:?} of {h}×{w}");
+                let halve = |x: &Tensor| Ok(x.avg_pool2d(2)?);
+                let y = tiled(&want, &tiling, (2, 1), halve).unwrap();
+                assert_eq!(y.dims(), x.dims());
+                assert!(max_diff(&y, &x) < 1e-6, "{tiling:?} of {h}×{w}");
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_fade_in_linearly() {
+        // Each tile is coded as its number: 0, then 1, which overlap by two pixels of two.
+        let number = std::cell::Cell::new(0f32);
+        let x = Tensor::zeros((1, 1, 1, 7), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let tiling = Tiling {
+            tile: 4,
+            overlap: 0.25,
+        };
+        let code = |x: &Tensor| {
+            let y = Tensor::full(number.get(), (1, 1, 2, 2 * x.dim(3)?), &Device::Cpu)?;
+            number.set(number.get() + 1.0);
+            Ok(y)
+        };
+        let y = tiled(&x, &tiling, (1, 2), code).unwrap();
+        // Tiles begin at 0, 3 and 6; two columns of the result are shared.
+        let row = [0., 0., 0., 0., 0., 0., 0., 0.5, 1., 1., 1., 1., 1., 1.5];
+        assert_eq!(flat(&y.narrow(2, 0, 1).unwrap()), row);
+    }
+}

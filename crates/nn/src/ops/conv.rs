@@ -107,7 +107,12 @@ impl CustomOp3 for Convolution {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w, b) = (values(x, xl)?, values(w, wl)?, values(b, bl)?);
         let y = kernel::conv2d(x, w, b, self.shape, self.out);
-        let dims = (self.shape.batch, self.shape.outputs, self.out[0], self.out[1]);
+        let dims = (
+            self.shape.batch,
+            self.shape.outputs,
+            self.out[0],
+            self.out[1],
+        );
         Ok((CpuStorage::F32(y), dims.into()))
     }
 }
