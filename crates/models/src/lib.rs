@@ -6,7 +6,7 @@ mod dit;
 mod mar;
 mod presets;
 mod sit;
-mod vae;
+pub mod vae;
 mod width;
 
 pub use classifier::{Classifier, ClassifierConfig};
@@ -14,7 +14,5 @@ pub use dit::{DiT, DiTCond, DiTConfig};
 pub use mar::{Mar, MarConfig};
 pub use presets::{Preset, preset, presets};
 pub use sit::{SiT, SiTConfig};
-pub use vae::{
-    Activation, AutoencoderKl, DownBlock, Layout, Posterior, Tiling, UpBlock, VaeConfig, translate,
-};
+pub use vae::{AutoencoderKl, VaeConfig};
 pub use width::BlockWidth;

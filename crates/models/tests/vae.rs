@@ -4,9 +4,8 @@
 use candle_core::{DType, Device, Tensor};
 use tinyfusion_checkpoint::Loaded;
 use tinyfusion_core::{StateDict, StepRng, stream};
-use tinyfusion_models::{
-    AutoencoderKl, DownBlock, Layout, Posterior, Tiling, UpBlock, VaeConfig, translate,
-};
+use tinyfusion_models::vae::{DownBlock, Layout, Posterior, Tiling, UpBlock, translate};
+use tinyfusion_models::{AutoencoderKl, VaeConfig};
 use tinyfusion_testing::{Golden, flat, largest, max_diff};
 
 const LAYOUTS: [Layout; 3] = [Layout::Diffusers, Layout::OldDiffusers, Layout::Original];

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use serde_json::{Value, json};
-use tinyfusion_models::{DownBlock, VaeConfig};
+use tinyfusion_models::VaeConfig;
+use tinyfusion_models::vae::DownBlock;
 
 /// As the folder of ft-mse has it: fields that came later are absent.
 fn published() -> Value {
@@ -78,7 +79,7 @@ fn what_is_not_supported_is_an_error() {
             "48 groups (norm_num_groups) do not divide 128",
         ),
         ("norm_num_groups", json!(0), "norm_num_groups is 0"),
-        ("layers_per_block", json!(0), "depth is 0"),
+        ("layers_per_block", json!(0), "layers_per_block is 0"),
         ("block_out_channels", json!([]), "names 0 stages"),
         (
             "block_out_channels",

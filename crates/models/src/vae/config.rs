@@ -9,6 +9,9 @@ use crate::bounds::{check_sizes, check_values};
 /// Most stages: an image side of 2¹⁵ pixels per latent pixel is a mistake.
 const MAX_STAGES: usize = 16;
 
+/// Most residual blocks of a stage.
+const MAX_LAYERS: usize = 256;
+
 /// The class that a config.json of diffusers names.
 const CLASS: &str = "AutoencoderKL";
 
@@ -230,7 +233,13 @@ impl VaeConfig {
                 .iter()
                 .map(|&c| ("block_out_channels", c)),
         );
-        check_sizes(what, self.layers_per_block, &sizes)?;
+        check_sizes(what, stages, &sizes)?;
+        let layers = self.layers_per_block;
+        if !(1..=MAX_LAYERS).contains(&layers) {
+            return fail(format!(
+                "layers_per_block is {layers}; it must be in 1..={MAX_LAYERS}"
+            ));
+        }
         for channels in &self.block_out_channels {
             if !channels.is_multiple_of(self.norm_num_groups) {
                 return fail(format!(
