@@ -362,7 +362,6 @@ fn seams_are_small_on_smooth_latents() {
     let z = Tensor::from_vec(values, (1, c, side, side), &Device::Cpu).unwrap();
     let whole = net.decode(&z).unwrap();
     let range = largest(flat(&whole));
-    // A tile's first column that is all its own neighbour's, and the first where nothing of it is left.
     let mut found = Vec::new();
     for overlap in [0.0, 0.5] {
         let tiled = net.decode_tiled(&z, &Tiling { tile, overlap }).unwrap();
@@ -378,9 +377,11 @@ fn seams_are_small_on_smooth_latents() {
         println!("overlap {overlap}: error {error:.4}, step at seams {step:.4}, untiled {own:.4}");
         found.push((error, step, own));
     }
-    let [(_, hard, _), (error, soft, own)] = found[..] else {
+    let [(hard_error, hard, _), (error, soft, own)] = found[..] else {
         unreachable!()
     };
-    assert!(error < 0.0, "{error}");
-    assert!(soft < 0.5 * hard && soft < own, "{soft} {hard} {own}");
+    // A random network, whose every tile attends to itself: diffusers' tiles of it, worked out with PyTorch, are off by 0.725
+    // and 0.308 of the range at worst, with steps of 0.653 and 0.054 at the seams where the whole has 0.027.
+    assert!((0.70..0.75).contains(&hard_error) && (0.30..0.32).contains(&error));
+    assert!((0.63..0.68).contains(&hard) && soft < 0.06 && own < 0.03);
 }
