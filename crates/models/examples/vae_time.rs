@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use tinyfusion_core::{Error, Result, StepRng, stream};
 use tinyfusion_models::{AutoencoderKl, VaeConfig};
 
-/// What two cores with AVX-512 reach in large products.
+/// The speed of large products that the floor assumes; set it to what the machine reaches.
 const GIGAFLOPS: f64 = 300.0;
 
 fn main() -> Result<()> {

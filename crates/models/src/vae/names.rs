@@ -10,7 +10,7 @@ use super::config::{Stage, VaeConfig};
 pub enum Layout {
     /// diffusers: `encoder.down_blocks.0.resnets.0.conv1.weight`, `mid_block.attentions.0.to_q.weight`. Ours.
     Diffusers,
-    /// diffusers before 0.17, among them published Stable Diffusion files: attention is `query`, `key`, `value`, `proj_attn`.
+    /// diffusers of old, among them published Stable Diffusion files: attention is `query`, `key`, `value`, `proj_attn`.
     OldDiffusers,
     /// The code of LDM, Stable Diffusion and MAR: `encoder.down.0.block.0.conv1.weight`, `encoder.mid.attn_1.q.weight`;
     /// attention is made of 1×1 convolutions (C, C, 1, 1), and the decoder's stages are counted from the image.
@@ -171,7 +171,7 @@ impl List {
     }
 }
 
-/// Our name → that of diffusers before 0.17.
+/// Our name → that of old diffusers.
 fn old(name: &str) -> String {
     if !name.contains(".attentions.") {
         return name.to_string();
