@@ -380,7 +380,7 @@ fn seams_are_small_on_smooth_latents() {
     let [(hard_error, hard, _), (error, soft, own)] = found[..] else {
         unreachable!()
     };
-    // A random network, whose every tile attends to itself: the same rule for tiles, worked out with PyTorch, are off by 0.725
+    // A random network, whose every tile attends to itself: the same rule for tiles, worked out with PyTorch, is off by 0.725
     // and 0.308 of the range at worst, with steps of 0.653 and 0.054 at the seams where the whole has 0.027.
     assert!((0.70..0.75).contains(&hard_error) && (0.30..0.32).contains(&error));
     assert!((0.63..0.68).contains(&hard) && soft < 0.06 && own < 0.03);
