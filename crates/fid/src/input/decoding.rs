@@ -1,5 +1,10 @@
 //! How decoded pixels differ from Pillow's, which torch-fidelity and pytorch-fid read files with.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may panic; clippy exempts only the test functions themselves"
+)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
