@@ -33,6 +33,13 @@ fn weights() -> &'static str {
             .collect();
         let path = place.path("inception.safetensors");
         candle_core::safetensors::save(&tensors, &path).unwrap();
+        // Another network, and half a one, under names that the tests know.
+        let mut other = tensors.clone();
+        let bias = (&tensors["fc.bias"] + 1.0).unwrap();
+        other.insert("fc.bias".into(), bias);
+        candle_core::safetensors::save(&other, place.path("other.safetensors")).unwrap();
+        other.remove("Mixed_7c.branch_pool.bn.bias");
+        candle_core::safetensors::save(&other, place.path("missing.safetensors")).unwrap();
         let text = path.to_str().unwrap().to_owned();
         (place, text)
     });
@@ -161,4 +168,238 @@ fn what_makes_no_sense_is_refused() {
         &format!("evaluate few.npz empty --weights {weights} --force"),
     );
     assert!(error.contains("empty: has no image"), "{error}");
+}
+
+/// What `line` says when it fails with `code`: all of `parts`.
+#[track_caller]
+fn refused(place: &Place, code: i32, line: &str, parts: &[&str]) {
+    let error = place.fails(code, line);
+    for part in parts {
+        assert!(error.contains(part), "{line}\n{part}: {error}");
+    }
+}
+
+#[test]
+fn flags_that_would_do_nothing_are_errors() {
+    let place = Place::new();
+    let rows = Tensor::new(
+        &[[0f32, 1.0], [2.0, 0.5], [1.0, 3.0], [0.0, 4.0]],
+        &Device::Cpu,
+    );
+    Tensor::write_npz(&[("arr_0", &rows.unwrap())], place.path("a.npz")).unwrap();
+    for (flags, said) in [
+        ("--features --cache kept", "--cache"),
+        ("--features --force", "--force"),
+        ("--classifier c --cache kept", "--cache"),
+        ("--classifier c --force", "--force"),
+        ("--features --metrics fid,sfid", "need --weights"),
+        ("--classifier c --metrics sfid", "need --weights"),
+        ("--features --splits adm", "has no arr_1"),
+        ("--features --metrics is", "has no arr_1"),
+        (
+            "--features --metrics pr --splits adm",
+            "--metrics leaves out",
+        ),
+        (
+            "a.npz --features",
+            "shards are put together with --weights only",
+        ),
+        (
+            "a.npz --classifier c",
+            "shards are put together with --weights only",
+        ),
+    ] {
+        refused(&place, 2, &format!("evaluate a.npz a.npz {flags}"), &[said]);
+    }
+    assert!(!place.path("kept").exists());
+    // Without a name the Inception Score is left out with a warning.
+    place.ok("evaluate a.npz a.npz --features --json found.json");
+    assert!(
+        place.json("found.json")["warnings"]
+            .to_string()
+            .contains("no Inception Score")
+    );
+}
+
+#[test]
+fn a_destination_that_cannot_be_written_is_refused_at_once() {
+    let (place, weights) = (Place::new(), weights());
+    images(&place, "a.npz", 0..4);
+    std::fs::create_dir(place.path("folder")).unwrap();
+    let before = place.bytes("a.npz");
+    let evaluate = format!("evaluate a.npz a.npz --weights {weights} --force --cache kept --json");
+    refused(
+        &place,
+        1,
+        &format!("{evaluate} folder"),
+        &["folder: --json: is a folder"],
+    );
+    refused(
+        &place,
+        1,
+        &format!("{evaluate} nowhere/f.json"),
+        &[
+            "nowhere/f.json: --json: cannot be written",
+            "no folder nowhere",
+        ],
+    );
+    refused(
+        &place,
+        2,
+        &format!("{evaluate} a.npz"),
+        &["would write over what is read (a.npz)"],
+    );
+    let stats = format!("stats a.npz --weights {weights} --cache kept -o");
+    refused(
+        &place,
+        1,
+        &format!("{stats} nowhere/f.npz"),
+        &["nowhere/f.npz: --out"],
+    );
+    refused(
+        &place,
+        2,
+        &format!("{stats} a.npz"),
+        &["would write over what is read"],
+    );
+    refused(
+        &place,
+        1,
+        &format!("stats a.npz --weights {weights} --cache a.npz -o s.npz"),
+        &["a.npz: --cache: cannot be made a folder"],
+    );
+    assert!(!place.path("kept").exists() && place.bytes("a.npz") == before);
+}
+
+#[test]
+fn what_hashes_and_headers_tell_is_refused_before_the_network_runs() {
+    let (place, weights) = (Place::new(), weights());
+    let other = weights.replace("inception.safetensors", "other.safetensors");
+    images(&place, "a.npz", 0..4);
+    images(&place, "b.npz", 4..8);
+    place.ok(&format!("stats a.npz --weights {weights} -o stats.npz"));
+    place.ok(&format!(
+        "stats a.npz --weights {weights} -o features.safetensors"
+    ));
+    let parts = [
+        "of different weights",
+        "other.safetensors",
+        "compute both again",
+    ];
+    for line in [
+        "evaluate stats.npz b.npz --force",
+        "evaluate b.npz features.safetensors --force",
+        "evaluate features.safetensors b.npz --force",
+        "evaluate b.npz b.npz features.safetensors --force",
+        "stats b.npz features.safetensors -o s.npz",
+    ] {
+        refused(
+            &place,
+            1,
+            &format!("{line} --weights {other} --cache kept"),
+            &parts,
+        );
+    }
+    // Shards of two sizes, statistics of another size, a covariance that is none, too few rows.
+    let square = Tensor::zeros((4, 9, 9, 3), candle_core::DType::U8, &Device::Cpu).unwrap();
+    Tensor::write_npz(&[("arr_0", &square)], place.path("square.npz")).unwrap();
+    let small = |sigma: [[f64; 2]; 2], name: &str| {
+        let mu = Tensor::new(&[0f64, 0.0], &Device::Cpu).unwrap();
+        let sigma = Tensor::new(&sigma, &Device::Cpu).unwrap();
+        Tensor::write_npz(&[("mu", &mu), ("sigma", &sigma)], place.path(name)).unwrap();
+    };
+    small([[1.0, 0.0], [0.0, 1.0]], "small.npz");
+    small([[1.0, 2.0], [2.0, 1.0]], "none.npz");
+    images(&place, "one.npz", 0..1);
+    for (line, parts) in [
+        (
+            "evaluate a.npz b.npz square.npz --force",
+            ["b.npz holds images of 10 x 12", "square.npz of 9 x 9"],
+        ),
+        (
+            "evaluate small.npz b.npz --force",
+            ["small.npz: `mu` has 2 values", "expected the 2048"],
+        ),
+        (
+            "evaluate none.npz b.npz --force",
+            ["none.npz:", "eigenvalue"],
+        ),
+        ("evaluate a.npz one.npz --force", ["at least 2", "found 1"]),
+        (
+            "evaluate a.npz b.npz --force --splits torch-fidelity",
+            ["at least 10", "found 4"],
+        ),
+        ("stats one.npz -o s.npz", ["1 image", "expected at least 2"]),
+    ] {
+        refused(
+            &place,
+            1,
+            &format!("{line} --weights {weights} --cache kept"),
+            &parts,
+        );
+    }
+    refused(
+        &place,
+        2,
+        &format!("evaluate a.npz b.npz --weights {weights} --cache kept"),
+        &["4 samples, expected at least 1000"],
+    );
+    assert_eq!(
+        std::fs::read_dir(place.path("kept")).unwrap().count(),
+        0,
+        "the network ran"
+    );
+    let missing = weights.replace("inception.safetensors", "missing.safetensors");
+    refused(
+        &place,
+        1,
+        &format!("evaluate a.npz b.npz --force --weights {missing}"),
+        &[
+            "missing.safetensors",
+            "1 missing: Mixed_7c.branch_pool.bn.bias",
+        ],
+    );
+}
+
+#[test]
+fn a_damaged_cache_is_named_with_the_way_out() {
+    let (place, weights) = (Place::new(), weights());
+    images(&place, "a.npz", 0..4);
+    images(&place, "b.npz", 4..8);
+    place.ok(&format!(
+        "stats a.npz --weights {weights} --cache kept -o a.safetensors"
+    ));
+    place.ok(&format!("stats b.npz --weights {weights} -o b.safetensors"));
+    let kept = std::fs::read_dir(place.path("kept")).unwrap().next();
+    let kept = kept.unwrap().unwrap().path();
+    let whole = std::fs::read(&kept).unwrap();
+    let evaluate = format!("evaluate b.npz a.npz --weights {weights} --force --cache kept");
+    let mut not_a_number = whole.clone();
+    let end = not_a_number.len();
+    not_a_number[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    for (bytes, said) in [
+        (whole[..end / 2].to_vec(), "bytes, expected"),
+        (Vec::new(), "no header"),
+        (not_a_number, "row 3, column 2022 is NaN"),
+        (
+            place.bytes("b.safetensors"),
+            "of other images or weights than its name says",
+        ),
+    ] {
+        std::fs::write(&kept, bytes).unwrap();
+        let name = kept.file_name().unwrap().to_str().unwrap();
+        refused(
+            &place,
+            1,
+            &evaluate,
+            &[name, said, "delete this file of the cache"],
+        );
+    }
+    assert_eq!(
+        std::fs::read_dir(place.path("kept")).unwrap().count(),
+        1,
+        "the network ran"
+    );
+    std::fs::remove_file(&kept).unwrap();
+    place.ok(&evaluate);
 }

@@ -1,4 +1,4 @@
-//! `cargo +nightly fuzz run npz ../assets/golden/npz`
+//! `cargo +nightly fuzz run npz`; README.md has the folders.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

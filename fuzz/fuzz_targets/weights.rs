@@ -1,4 +1,4 @@
-//! `cargo +nightly fuzz run weights ../assets/golden/pth`
+//! `cargo +nightly fuzz run weights`; README.md has the folders.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

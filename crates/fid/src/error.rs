@@ -74,6 +74,9 @@ pub enum Error {
         /// What is wrong with it and what to do.
         message: String,
     },
+    /// A comparison that would mean nothing; the message says what was expected, what was found and what to do.
+    #[error("{0}")]
+    Refused(String),
     /// A setting that does not make sense.
     #[error("invalid setting: {0}")]
     Config(String),

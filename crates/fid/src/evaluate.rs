@@ -11,6 +11,10 @@ const FEW_ROWS: u64 = 2048;
 /// A negative distance beyond this is no rounding.
 const NEGATIVE_FRECHET: f64 = -1e-3;
 
+/// Said where only the reference's statistics are there.
+pub(crate) const NO_ROWS: &str =
+    "the reference has statistics but no features: no precision, recall and KID";
+
 /// What the samples are compared with.
 #[derive(Debug, Clone, Copy)]
 pub enum Reference<'a> {
@@ -59,6 +63,33 @@ impl Default for Config {
             precision_recall: Some(PrecisionRecallConfig::default()),
             kid: Some(KidConfig::default()),
         }
+    }
+}
+
+impl Config {
+    /// Whether a metric compares with single rows of the reference, for which its statistics do not do.
+    pub fn needs_reference_rows(&self) -> bool {
+        self.precision_recall.is_some() || self.kid.is_some()
+    }
+}
+
+/// Every metric that `config` asks for is defined for so many rows (`reference`: none of statistics) and, for the
+/// Inception Score, with `logits`.
+pub(crate) fn check_rows(
+    config: &Config,
+    reference: Option<usize>,
+    samples: usize,
+    logits: bool,
+) -> Result<()> {
+    for rows in [reference, Some(samples)].into_iter().flatten() {
+        crate::frechet::check_rows(rows)?;
+        if let (Some(_), Some(settings)) = (reference, &config.precision_recall) {
+            crate::precision_recall::check(settings, rows)?;
+        }
+    }
+    match config.inception_score {
+        Some(splits) if logits => splits.check(samples),
+        _ => Ok(()),
     }
 }
 
@@ -162,10 +193,8 @@ pub fn evaluate<'a>(
     }
 
     let Some(features) = features else {
-        if config.precision_recall.is_some() || config.kid.is_some() {
-            metrics.warn(
-                "the reference has statistics but no features: no precision, recall and KID".into(),
-            );
+        if config.needs_reference_rows() {
+            metrics.warn(NO_ROWS.into());
         }
         return Ok(metrics);
     };

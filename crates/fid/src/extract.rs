@@ -6,9 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::check::same_network;
 use crate::hash::sha256;
 use crate::input::{Batch, Unread};
-use crate::{Error, FeatureMatrix, ImageFeatures, ImageSet, Inception, Result, Statistics};
+use crate::{
+    Error, FeatureMatrix, ImageFeatures, ImageSet, Inception, Known, Result, Statistics,
+    check_shards,
+};
 
 /// How images reach the network, as written beside everything that was computed from it.
 pub const PREPROCESSING: &str = "uint8, TF1 bilinear to 299 x 299, (x - 128) / 128";
@@ -136,6 +140,15 @@ impl FeatureSet {
         self.n
     }
 
+    /// What [`check`](crate::check) wants to know of it.
+    pub fn known<'a>(&'a self, name: &'a str) -> Known<'a> {
+        Known {
+            name,
+            provenance: &self.provenance,
+            count: self.n,
+        }
+    }
+
     /// Whether there is no image.
     pub fn is_empty(&self) -> bool {
         self.n == 0
@@ -191,13 +204,7 @@ impl FeatureSet {
     /// When the two were made with different weights or preprocessing, or of images of different sizes.
     pub fn append(&mut self, other: &Self) -> Result<()> {
         let (ours, theirs) = (&self.provenance, &other.provenance);
-        ours.same_network(theirs)?;
-        if ours.size != theirs.size {
-            return Err(Error::Config(format!(
-                "the shards hold images of {:?} and of {:?} (height, width); a set has one size",
-                ours.size, theirs.size
-            )));
-        }
+        check_shards(&self.known("a shard"), &[other.known("another")])?;
         let joined = format!("{}+{}", ours.images_sha256, theirs.images_sha256);
         self.provenance.images_sha256 = joined;
         for warning in &theirs.warnings {
@@ -372,17 +379,18 @@ impl Provenance {
         )
     }
 
-    /// Both sides are of one network and preprocessing, or an error that names both.
-    pub fn same_network(&self, other: &Self) -> Result<()> {
-        let pairs = [
-            ("weights", &self.weights_sha256, &other.weights_sha256),
-            ("preprocessing", &self.preprocessing, &other.preprocessing),
-        ];
-        match pairs.into_iter().find(|(_, a, b)| a != b) {
-            None => Ok(()),
-            Some((what, a, b)) => Err(Error::Config(format!(
-                "the two sides were computed with different {what} (`{a}` and `{b}`), so their features do not compare; compute both again with the same weights"
-            ))),
-        }
+    /// `name` was computed with the weight file `weights` of the given SHA-256, and with our preprocessing.
+    ///
+    /// # Errors
+    /// Otherwise, with both names.
+    pub fn check_weights(&self, name: &str, weights: &str, sha256: &str) -> Result<()> {
+        let ours = Self {
+            images_sha256: String::new(),
+            weights_sha256: sha256.to_owned(),
+            preprocessing: PREPROCESSING.to_owned(),
+            size: self.size,
+            warnings: Vec::new(),
+        };
+        same_network((name, self), (weights, &ours))
     }
 }

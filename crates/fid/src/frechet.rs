@@ -37,14 +37,7 @@ impl Gaussian {
     /// Mean and covariance (divided by N − 1) of the rows of `features`, at least two.
     pub fn from_features(features: FeatureMatrix<'_>) -> Result<Self> {
         let (n, d) = (features.rows(), features.columns());
-        if n < 2 {
-            return Err(Error::TooFewRows {
-                what: "a Fréchet distance",
-                expected: 2,
-                found: n,
-                advice: "add more images",
-            });
-        }
+        check_rows(n)?;
         let mean = features.mean(0..n);
         let root = if n <= d {
             let centred = features.centred(0..n, &mean);
@@ -90,6 +83,19 @@ impl Gaussian {
     pub fn columns(&self) -> usize {
         self.mean.len()
     }
+}
+
+/// A covariance needs two rows.
+pub(crate) fn check_rows(n: usize) -> Result<()> {
+    if n >= 2 {
+        return Ok(());
+    }
+    Err(Error::TooFewRows {
+        what: "a Fréchet distance",
+        expected: 2,
+        found: n,
+        advice: "add more images",
+    })
 }
 
 /// A Fréchet distance and its parts: `distance` = `mean_term` + `trace_first` + `trace_second` − 2·`trace_sqrt`.

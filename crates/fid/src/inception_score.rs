@@ -33,6 +33,25 @@ impl Splits {
         count: 10,
         shuffle_seed: Some(2020),
     };
+
+    /// No split of `n` rows is empty.
+    pub(crate) fn check(&self, n: usize) -> Result<()> {
+        match *self {
+            Self::Adm { size: 0 } => Err(Error::Config(
+                "the split size of the Inception Score is 0; ADM uses 5000".into(),
+            )),
+            Self::Fidelity { count: 0, .. } => Err(Error::Config(
+                "the Inception Score has 0 splits; torch-fidelity uses 10".into(),
+            )),
+            Self::Fidelity { count, .. } if count > n => Err(Error::TooFewRows {
+                what: "an Inception Score with one row per split",
+                expected: count,
+                found: n,
+                advice: "use fewer splits or more samples",
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The Inception Score of each split, their mean and population standard deviation.
@@ -55,26 +74,9 @@ pub struct InceptionScore {
 /// When a split would be empty.
 pub fn inception_score(logits: FeatureMatrix<'_>, splits: &Splits) -> Result<InceptionScore> {
     let n = logits.rows();
+    splits.check(n)?;
     let (order, bounds): (Vec<usize>, Vec<usize>) = match *splits {
-        Splits::Adm { size: 0 } => {
-            return Err(Error::Config(
-                "the split size of the Inception Score is 0; ADM uses 5000".into(),
-            ));
-        }
         Splits::Adm { size } => ((0..n).collect(), (0..n).step_by(size).chain([n]).collect()),
-        Splits::Fidelity { count: 0, .. } => {
-            return Err(Error::Config(
-                "the Inception Score has 0 splits; torch-fidelity uses 10".into(),
-            ));
-        }
-        Splits::Fidelity { count, .. } if count > n => {
-            return Err(Error::TooFewRows {
-                what: "an Inception Score with one row per split",
-                expected: count,
-                found: n,
-                advice: "use fewer splits or more samples",
-            });
-        }
         Splits::Fidelity {
             count,
             shuffle_seed,

@@ -18,7 +18,8 @@ mod inception_score;
 mod kid;
 mod precision_recall;
 
-// All of them at once, with warnings.
+// All of them at once, with refusals and warnings.
+mod check;
 mod compare;
 mod evaluate;
 
@@ -27,7 +28,8 @@ mod distances;
 mod hash;
 mod numpy_random;
 
-pub use compare::{Comparison, FEWEST, Options, PROTOCOL, ReferenceSet, check_count, compare};
+pub use check::{FEWEST, Known, KnownReference, PROTOCOL, check, check_count, check_shards};
+pub use compare::{Comparison, Options, ReferenceSet, compare};
 pub use error::{Error, Result};
 pub use evaluate::{Config, Metrics, Reference, evaluate};
 pub use extract::{FeatureSet, PREPROCESSING, Provenance, extract};

@@ -65,22 +65,10 @@ pub fn precision_recall(
     config: &PrecisionRecallConfig,
 ) -> Result<PrecisionRecall> {
     reference.same_columns(&samples)?;
-    let &PrecisionRecallConfig { neighbour, block } = config;
-    if neighbour == 0 || block == 0 {
-        return Err(Error::Config(format!(
-            "precision and recall need a neighbour and a block of at least 1, found {neighbour} and {block}; the usual ones are 3 and 1024"
-        )));
-    }
     for set in [reference, samples] {
-        if set.rows() <= neighbour {
-            return Err(Error::TooFewRows {
-                what: "precision and recall",
-                expected: neighbour + 1,
-                found: set.rows(),
-                advice: "add images to that side or take a nearer neighbour",
-            });
-        }
+        check(config, set.rows())?;
     }
+    let &PrecisionRecallConfig { neighbour, block } = config;
     let (reference, samples) = (Points::new(reference), Points::new(samples));
     let reference_radii_squared = radii(&reference, neighbour, block);
     let sample_radii_squared = radii(&samples, neighbour, block);
@@ -98,6 +86,25 @@ pub fn precision_recall(
         sample_radii_squared,
         reference_covered,
         sample_covered,
+    })
+}
+
+/// The settings make sense for a set of so many rows.
+pub(crate) fn check(config: &PrecisionRecallConfig, rows: usize) -> Result<()> {
+    let &PrecisionRecallConfig { neighbour, block } = config;
+    if neighbour == 0 || block == 0 {
+        return Err(Error::Config(format!(
+            "precision and recall need a neighbour and a block of at least 1, found {neighbour} and {block}; the usual ones are 3 and 1024"
+        )));
+    }
+    if rows > neighbour {
+        return Ok(());
+    }
+    Err(Error::TooFewRows {
+        what: "precision and recall",
+        expected: neighbour.saturating_add(1),
+        found: rows,
+        advice: "add images to that side or take a nearer neighbour",
     })
 }
 

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
+use super::load;
 use super::python;
 use super::worker::Worker;
 use crate::files;
@@ -72,6 +73,8 @@ struct Task {
     theirs: Side,
     /// Of the first results, relative to the largest value.
     difference: Option<f64>,
+    /// Cores that other programs kept busy meanwhile.
+    others: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -175,7 +178,10 @@ impl Lab {
             .args([PEER, &say(&self.files()), task, "--threads", &threads])
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("OMP_NUM_THREADS", &threads)
-            .env("OPENBLAS_NUM_THREADS", &threads);
+            .env("OPENBLAS_NUM_THREADS", &threads)
+            // Whoever sets these to share a machine slows numpy and scipy down: they choose the kernels for this CPU themselves.
+            .env_remove("OPENBLAS_CORETYPE")
+            .env_remove("OPENBLAS_L2_SIZE");
         command
     }
 
@@ -195,7 +201,13 @@ impl Lab {
         let mut theirs = Worker::start(&name, &mut self.peer(task), &log("theirs"))?;
         self.versions.extend(theirs.versions.clone());
         let (mut a, mut b) = (Vec::new(), Vec::new());
+        let (mut start, mut before) = (Instant::now(), None);
+        let used = |workers: [&Worker; 2]| load::others(workers.map(Worker::id).into_iter());
         for round in 0..WARM_UPS + self.rounds {
+            if round == WARM_UPS {
+                start = Instant::now();
+                before = used([&ours, &theirs]);
+            }
             for (worker, seconds) in [(&mut ours, &mut a), (&mut theirs, &mut b)] {
                 // The threads of the one before may still spin.
                 std::thread::sleep(Duration::from_millis(300));
@@ -205,6 +217,8 @@ impl Lab {
                 }
             }
         }
+        let others = used([&ours, &theirs]).zip(before);
+        let others = others.map(|(a, b)| ((a - b) / start.elapsed().as_secs_f64()).max(0.0));
         let (ours, theirs) = (ours.finish()?, theirs.finish()?);
         let difference = theirs.difference;
         // NaN and none fail too.
@@ -225,6 +239,7 @@ impl Lab {
                 peak_rss_bytes: theirs.peak_rss_bytes,
             },
             difference,
+            others,
         })
     }
 }
@@ -233,11 +248,16 @@ fn table(results: &Results) -> String {
     let mut lines = vec![
         format!("{} threads, medians of the rounds.", results.threads),
         String::new(),
-        "| task | ours | other | other's time | times faster | ours, peak | other's peak | difference |".into(),
-        "|---|---|---|---|---|---|---|---|".into(),
+        "| task | ours | other | other's time | times faster (least to largest) | ours, peak | other's peak | difference | others' cores |".into(),
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|".into(),
     ];
     for task in &results.tasks {
         let (ours, theirs) = (task.ours.median(), task.theirs.median());
+        // Round against round: a machine that drifts hurts both of one round.
+        let ratios = task.theirs.seconds.iter().zip(&task.ours.seconds);
+        let (least, largest) = ratios
+            .map(|(theirs, ours)| theirs / ours)
+            .fold((f64::INFINITY, 0f64), |(l, h), r| (l.min(r), h.max(r)));
         let say = |seconds: f64| match task.task {
             "network" => format!("{:.2} images/s", IMAGES / seconds),
             _ => format!("{seconds:.2} s"),
@@ -245,15 +265,18 @@ fn table(results: &Results) -> String {
         let gib =
             |side: &Side| format!("{:.2} GiB", side.peak_rss_bytes as f64 / f64::from(1 << 30));
         lines.push(format!(
-            "| {} | {} | {} | {} | {:.2} | {} | {} | {:.1e} |",
+            "| {} | {} | {} | {} | {:.2} ({:.2} to {:.2}) | {} | {} | {:.1e} | {} |",
             task.task,
             say(ours),
             task.against,
             say(theirs),
             theirs / ours,
+            least,
+            largest,
             gib(&task.ours),
             gib(&task.theirs),
             task.difference.unwrap_or(f64::NAN),
+            task.others.map_or("–".into(), |o| format!("{o:.2}")),
         ));
     }
     lines.push(String::new());
@@ -262,8 +285,37 @@ fn table(results: &Results) -> String {
         .iter()
         .map(|(name, v)| format!("{name} {v}"))
         .collect();
-    lines.push(format!("Against {}.", versions.join(", ")));
+    lines.push(format!(
+        "Against {}. Measured on: {}.",
+        versions.join(", "),
+        place(&results.machine)
+    ));
     lines.join("\n") + "\n"
+}
+
+/// Where it was measured.
+fn place(m: &Machine) -> String {
+    let mut parts = vec![
+        m.cpu
+            .as_deref()
+            .unwrap_or("an unnamed processor")
+            .to_owned(),
+        format!("{} cores", m.cores),
+        m.os.clone(),
+    ];
+    parts.extend(m.rustc.clone());
+    if let Some(commit) = &m.git_commit {
+        let changed = if m.git_dirty == Some(true) {
+            ", changed"
+        } else {
+            ""
+        };
+        parts.push(format!(
+            "commit {}{changed}",
+            &commit[..commit.len().min(12)]
+        ));
+    }
+    parts.join(", ")
 }
 
 /// `tinyfusion` alone would be looked up in PATH. Links stay: a virtual environment is found by one.
@@ -287,6 +339,7 @@ mod tests {
             ours: side(&[3.0, 1.0, 2.0]),
             theirs: side(&[4.0]),
             difference: Some(1e-7),
+            others: Some(0.125),
         };
         let results = Results {
             machine: machine::of_here("x"),
@@ -297,11 +350,11 @@ mod tests {
         let table = table(&results);
         assert!(
             table
-                .contains("| network | 16.00 images/s | other | 8.00 images/s | 2.00 | 0.50 GiB |"),
+                .contains("| network | 16.00 images/s | other | 8.00 images/s | 2.00 (1.33 to 1.33) | 0.50 GiB |"),
             "{table}"
         );
         assert!(
-            table.contains("| frechet | 2.00 s | other | 4.00 s | 2.00 |"),
+            table.contains("| frechet | 2.00 s | other | 4.00 s | 2.00 (1.33 to 1.33) |"),
             "{table}"
         );
     }

@@ -4,11 +4,12 @@ use anyhow::Result;
 use serde_json::json;
 use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::core::Error;
-use tinyfusion::fid::{self, FeatureSet, StoredStatistics};
+use tinyfusion::fid::{self, Known, StoredStatistics};
 use tinyfusion::train::Stop;
 
-use super::evaluate::inception::{Input, Network};
-use crate::output::{complain, say};
+use super::evaluate::destination::check_destination;
+use super::evaluate::inception::{Input, Network, Set, warn};
+use crate::output::say;
 
 /// Reference statistics of images: the .npz that `evaluate` and ADM's evaluator read.
 ///
@@ -52,23 +53,26 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
             .into());
         }
     };
+    let inputs = args.images.iter().chain([&args.weights]);
+    check_destination("--out", &args.out, inputs.map(PathBuf::as_path))?;
     let network = Network::open(&args.weights, args.cache.as_deref(), stop)?;
-    let inputs = args
-        .images
-        .iter()
-        .map(|path| Input::open(path))
+    let sets = Input::open_all(&args.images)?
+        .into_iter()
+        .map(|input| network.look_up(input))
         .collect::<Result<Vec<_>>>()?;
-    let mut all: Option<FeatureSet> = None;
-    for input in inputs {
-        let features = network.features(input)?;
-        match &mut all {
-            None => all = Some(features),
-            Some(all) => all.append(&features)?,
-        }
+    let known: Vec<Known<'_>> = sets.iter().map(Set::known).collect();
+    let count: usize = known.iter().map(|known| known.count).sum();
+    if let Some((first, others)) = known.split_first() {
+        fid::check_shards(first, others)?;
     }
-    let Some(features) = all else {
-        return Err(Error::usage("no images were given").into());
-    };
+    if !features_wanted && count < 2 {
+        return Err(Error::run(format!(
+            "{count} image, expected at least 2: one has no covariance; add images, or keep its features (--out of .safetensors)"
+        ))
+        .into());
+    }
+    drop(known);
+    let features = network.joined(sets)?;
     if features_wanted {
         write_atomic(&args.out, |f| features.write(f))?;
     } else {
@@ -76,12 +80,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         write_atomic(&args.out, |f| statistics.write(f))?;
     }
     let mut warnings = features.provenance.warnings.clone();
-    if network.known.is_none() {
-        warnings.push(format!(
-            "the weights (SHA-256 {}) are none of the known public files",
-            network.sha256
-        ));
-    }
+    warnings.extend(network.warning());
     if !features_wanted && features.len() <= fid::ImageFeatures::POOL {
         warnings.push(format!(
             "{} images for {} features: the covariance is rank-deficient and the FID far too high; use at least {}",
@@ -90,9 +89,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
             fid::ImageFeatures::POOL + 1
         ));
     }
-    for warning in &warnings {
-        complain(format_args!("warning: {warning}"));
-    }
+    warn(&warnings);
     Ok(say!(
         "{:#}",
         json!({

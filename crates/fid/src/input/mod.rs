@@ -1,5 +1,7 @@
 //! Where images, statistics and features come from.
 
+#[cfg(test)]
+mod decoding;
 mod folder;
 mod npy;
 mod npz;

@@ -163,8 +163,8 @@ impl Header {
     pub(crate) fn data_bytes(&self, size: u64) -> Result<usize, Failure> {
         let Self { shape, dtype, .. } = self;
         let bytes = self.count().and_then(|n| n.checked_mul(dtype.bytes()));
-        let expected = bytes.and_then(|n| Some(n as u64 + u64::try_from(self.length).ok()?));
-        match bytes.filter(|_| expected == Some(size)) {
+        let expected = bytes.and_then(|n| n.checked_add(self.length));
+        match bytes.filter(|_| expected.and_then(|n| u64::try_from(n).ok()) == Some(size)) {
             Some(bytes) => Ok(bytes),
             None => Err(format!(
                 "the header claims {} {shape:?}, but {} bytes of values are there",

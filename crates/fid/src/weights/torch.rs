@@ -309,7 +309,7 @@ fn entries<'a>(
                 data
             }
         };
-        if data.len() != view.numel * view.dtype.bytes() {
+        if Some(data.len()) != view.numel.checked_mul(view.dtype.bytes()) {
             return Err(format!(
                 "`{name}`: its storage has {} bytes, expected {} values of {} bytes",
                 data.len(),

@@ -156,10 +156,23 @@ impl Matrix {
     }
 }
 
+/// Says how far off `what` is: with `--no-capture` the numbers of PRECISION.md. `scale` is what it is relative to.
+#[track_caller]
+fn measured(what: &str, error: f64, scale: f64) {
+    let at = std::panic::Location::caller();
+    let file = at.file().rsplit('/').next().unwrap_or_default();
+    let relative = if error == 0.0 { 0.0 } else { error / scale };
+    println!(
+        "measured {file}:{} {what}: off by {error:.1e}, relative {relative:.1e}",
+        at.line()
+    );
+}
+
 /// |found − expected| <= absolute + relative·|expected|.
 #[track_caller]
 pub(crate) fn close(what: &str, found: f64, expected: f64, relative: f64, absolute: f64) {
     let error = (found - expected).abs();
+    measured(what, error, expected.abs());
     assert!(
         error <= absolute + relative * expected.abs(),
         "{what}: found {found:e}, expected {expected:e}, off by {error:e}"
@@ -173,13 +186,14 @@ pub(crate) fn all_close(what: &str, found: &[f64], expected: &[f64], relative: f
     let largest = expected
         .iter()
         .fold(0.0f64, |largest, value| largest.max(value.abs()));
-    for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-        close(
-            &format!("{what}[{i}]"),
-            found,
-            expected,
-            0.0,
-            relative * largest,
+    let errors = || found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    measured(what, errors().fold(0.0, f64::max), largest);
+    for (i, error) in errors().enumerate() {
+        assert!(
+            error <= relative * largest,
+            "{what}[{i}]: found {:e}, expected {:e}, off by {error:e}",
+            found[i],
+            expected[i]
         );
     }
 }

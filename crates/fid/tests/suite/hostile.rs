@@ -7,9 +7,12 @@ use tinyfusion_fid::{FeatureSet, Npz, StoredStatistics, Weights, read_tensors};
 
 use crate::golden_file::folder;
 
+/// The golden files of one reader, and what was found to break it once (`tests/hostile`).
 fn corpus(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder().join(name))
-        .unwrap()
+    let found = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile");
+    let mut paths: Vec<PathBuf> = [folder().join(name), PathBuf::from(found).join(name)]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten())
         .map(|e| e.unwrap().path())
         .collect();
     paths.retain(|p| p.extension().is_some_and(|e| e != "json"));
@@ -93,10 +96,27 @@ fn damaged_files_never_panic() {
 fn a_damaged_feature_file_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
+    // A header of valid metadata with the given array in it.
+    let with = |array: &str| {
+        let provenance = r#"{\"images_sha256\":\"\",\"weights_sha256\":\"\",\"preprocessing\":\"\",\"size\":[1,1],\"warnings\":[]}"#;
+        let header = format!(
+            r#"{{"__metadata__":{{"tinyfusion_fid":"{{\"format\":1,\"provenance\":{provenance}}}"}},"pool":{array}}}"#
+        );
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.bytes());
+        bytes
+    };
     for bytes in [
-        &b""[..],
-        b"\xff\xff\xff\xff\xff\xff\xff\x7f{}",
-        b"\x02\0\0\0\0\0\0\0{}",
+        Vec::new(),
+        b"\xff\xff\xff\xff\xff\xff\xff\x7f{}".to_vec(),
+        b"\x02\0\0\0\0\0\0\0{}".to_vec(),
+        // Ends before it begins; more than there is; more than there can be; no other array.
+        with(r#"{"dtype":"F32","shape":[1,2048],"data_offsets":[8192,0]}"#),
+        with(r#"{"dtype":"F32","shape":[1000000000,2048],"data_offsets":[0,8192000000000]}"#),
+        with(
+            r#"{"dtype":"F32","shape":[4611686018427387904,1],"data_offsets":[0,18446744073709551612]}"#,
+        ),
+        with(r#"{"dtype":"F32","shape":[0,2048],"data_offsets":[0,0]}"#),
     ] {
         std::fs::write(&path, bytes).unwrap();
         let said = FeatureSet::read(&path).unwrap_err().to_string();
@@ -110,6 +130,20 @@ fn a_pickle_that_calls_functions_is_refused() {
     let said = read_tensors(b"\x80\x02cos\nsystem\nU\x01x\x85R.").unwrap_err();
     assert!(
         said.contains("a call of `os system`, which is not run"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_storage_whose_size_wraps_is_refused() {
+    // Claims 2^62 values of 4 bytes, which are 0 in 64 bits, as many as are there.
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/hostile/pth/storage_size_wraps.pth"
+    );
+    let said = read_tensors(&std::fs::read(path).unwrap()).unwrap_err();
+    assert!(
+        said.contains("its storage has 0 bytes, expected 4611686018427387904 values"),
         "{said}"
     );
 }

@@ -1,4 +1,5 @@
 mod classifier;
+pub(super) mod destination;
 pub(super) mod inception;
 
 use std::path::{Path, PathBuf};
@@ -11,7 +12,8 @@ use tinyfusion::core::Error;
 use tinyfusion::fid::{self, Config, FeatureMatrix, Npz, Splits};
 use tinyfusion::train::Stop;
 
-use crate::output::{complain, say};
+use crate::output::say;
+use destination::check_destination;
 
 /// Compare samples with a reference: FID, sFID, IS, precision, recall, KID.
 ///
@@ -51,16 +53,17 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["classifier", "weights"])]
     features: bool,
     /// What to compute besides the Fréchet distance
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Metric::ALL)]
+    /// [default: all that the features allow]
+    #[arg(long, value_enum, value_delimiter = ',')]
     metrics: Vec<Metric>,
-    /// Whose splits the Inception Score takes
-    #[arg(long, value_enum, default_value_t = SplitsOf::Adm)]
-    splits: SplitsOf,
+    /// Whose splits the Inception Score takes [default: adm]
+    #[arg(long, value_enum)]
+    splits: Option<SplitsOf>,
     /// Keep features of images here, and use them again while images and weights are the same
-    #[arg(long, value_name = "FOLDER", requires = "weights")]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["classifier", "features"])]
     cache: Option<PathBuf>,
     /// Compute also where the numbers mean nothing: with fewer than 1000 images
-    #[arg(long, requires = "weights")]
+    #[arg(long, conflicts_with_all = ["classifier", "features"])]
     force: bool,
     /// Write the numbers here
     #[arg(long, value_name = "FILE")]
@@ -82,19 +85,6 @@ enum Metric {
     Kid,
 }
 
-impl Metric {
-    const ALL: [Self; 5] = [Self::Fid, Self::Sfid, Self::Is, Self::Pr, Self::Kid];
-}
-
-impl std::fmt::Display for Metric {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.to_possible_value() {
-            Some(value) => f.write_str(value.get_name()),
-            None => Ok(()),
-        }
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum SplitsOf {
     /// 5000 samples each, in file order
@@ -107,15 +97,60 @@ impl Args {
     /// What the flags ask for.
     fn config(&self) -> Config {
         let splits = match self.splits {
-            SplitsOf::Adm => Splits::ADM,
-            SplitsOf::TorchFidelity => Splits::FIDELITY,
+            None | Some(SplitsOf::Adm) => Splits::ADM,
+            Some(SplitsOf::TorchFidelity) => Splits::FIDELITY,
         };
-        let wanted = |metric| self.metrics.contains(&metric);
         Config {
-            inception_score: wanted(Metric::Is).then_some(splits),
-            precision_recall: wanted(Metric::Pr).then(fid::PrecisionRecallConfig::default),
-            kid: wanted(Metric::Kid).then(fid::KidConfig::default),
+            inception_score: self.wants(Metric::Is).then_some(splits),
+            precision_recall: self
+                .wants(Metric::Pr)
+                .then(fid::PrecisionRecallConfig::default),
+            kid: self.wants(Metric::Kid).then(fid::KidConfig::default),
         }
+    }
+
+    /// Whether `metric` was asked for, by name or as one of all.
+    fn wants(&self, metric: Metric) -> bool {
+        self.metrics.is_empty() || self.metrics.contains(&metric)
+    }
+
+    /// Nothing was asked for that would be left out in silence, and the result can be written.
+    fn check(&self) -> Result<()> {
+        if self.weights.is_none() {
+            self.one_sample_file()?;
+            if self.metrics.contains(&Metric::Sfid) {
+                return Err(Error::usage(
+                    "--metrics sfid: the spatial features of sFID are Inception's; they need --weights",
+                )
+                .into());
+            }
+        }
+        if self.splits.is_some() && !self.wants(Metric::Is) {
+            return Err(Error::usage(
+                "--splits: they are the Inception Score's, which --metrics leaves out; add `is` there or leave --splits out",
+            )
+            .into());
+        }
+        if let Some(path) = &self.json {
+            let read = self.samples.iter().chain(&self.weights);
+            let read = read.map(PathBuf::as_path);
+            check_destination("--json", path, read.chain([Path::new(&self.reference)]))?;
+        }
+        Ok(())
+    }
+
+    /// `samples` have no logits: nothing that needs them was asked for by name.
+    fn check_without_logits(&self, samples: &Path) -> Result<()> {
+        let flag = match self.splits {
+            Some(_) => "--splits",
+            None if self.metrics.contains(&Metric::Is) => "--metrics is",
+            None => return Ok(()),
+        };
+        Err(Error::usage(format!(
+            "{flag}: the Inception Score needs the samples' logits, and {} has no arr_1 (N, K); add it or leave {flag} out",
+            samples.display()
+        ))
+        .into())
     }
 
     fn one_sample_file(&self) -> Result<&Path> {
@@ -131,6 +166,7 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
+    args.check()?;
     let report = match (&args.weights, &args.classifier) {
         (Some(weights), _) => {
             let settings = inception::Settings {
@@ -139,7 +175,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
                 weights,
                 cache: args.cache.as_deref(),
                 options: fid::Options {
-                    sfid: args.metrics.contains(&Metric::Sfid),
+                    sfid: args.wants(Metric::Sfid),
                     config: args.config(),
                     force: args.force,
                 },
@@ -153,15 +189,6 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         }
         (None, None) => compared(args, &as_given(args)?)?,
     };
-    for warning in report["warnings"].as_array().into_iter().flatten() {
-        // In the report too, but a number is easily quoted without it.
-        if args.weights.is_some() {
-            complain(format_args!(
-                "warning: {}",
-                warning.as_str().unwrap_or_default()
-            ));
-        }
-    }
     if let Some(path) = &args.json {
         write_atomic(path, |f| f.write_all(format!("{report:#}\n").as_bytes()))?;
     }
@@ -206,7 +233,11 @@ struct Given {
 
 /// Features that somebody else has computed.
 fn as_given(args: &Args) -> Result<Given> {
-    let mut samples = Npz::open(args.one_sample_file()?)?;
+    let path = args.one_sample_file()?;
+    let mut samples = Npz::open(path)?;
+    if !samples.has("arr_1") {
+        args.check_without_logits(path)?;
+    }
     Ok(Given {
         reference: Matrix::read(&mut Npz::open(&args.reference)?, "arr_0")?,
         samples: Matrix::read(&mut samples, "arr_0")?,
