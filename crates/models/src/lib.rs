@@ -6,6 +6,7 @@ mod dit;
 mod mar;
 mod presets;
 mod sit;
+pub mod vae;
 mod width;
 
 pub use classifier::{Classifier, ClassifierConfig};
@@ -13,4 +14,5 @@ pub use dit::{DiT, DiTCond, DiTConfig};
 pub use mar::{Mar, MarConfig};
 pub use presets::{Preset, preset, presets};
 pub use sit::{SiT, SiTConfig};
+pub use vae::{AutoencoderKl, VaeConfig};
 pub use width::BlockWidth;

@@ -67,7 +67,6 @@ pub(crate) enum Into {
 }
 
 /// dst (rows `dst_stride` apart) ← β·A·B, on the current rayon pool when the product is large.
-#[allow(unsafe_code)]
 pub(crate) fn matmul(
     dst: &mut [f32],
     dst_stride: usize,
@@ -75,6 +74,38 @@ pub(crate) fn matmul(
     beta: f32,
     a: Mat<'_>,
     b: Mat<'_>,
+) {
+    // About 0.1 ms of one core.
+    let parallel = a.rows * b.cols * a.cols > 4_000_000 && rayon::current_num_threads() > 1;
+    let parallelism = if parallel {
+        Parallelism::Rayon(0)
+    } else {
+        Parallelism::None
+    };
+    product(dst, dst_stride, into, beta, a, b, parallelism);
+}
+
+/// As [`matmul`] on the calling thread alone, for callers that keep every core busy themselves.
+pub(crate) fn matmul_on_one(
+    dst: &mut [f32],
+    dst_stride: usize,
+    into: Into,
+    beta: f32,
+    a: Mat<'_>,
+    b: Mat<'_>,
+) {
+    product(dst, dst_stride, into, beta, a, b, Parallelism::None);
+}
+
+#[allow(unsafe_code)]
+fn product(
+    dst: &mut [f32],
+    dst_stride: usize,
+    into: Into,
+    beta: f32,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    parallelism: Parallelism,
 ) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert!(b.rows == k, "inner sizes {k} and {}", b.rows);
@@ -102,13 +133,6 @@ pub(crate) fn matmul(
         );
         return;
     }
-    // About 0.1 ms of one core.
-    let parallel = m * n * k > 4_000_000 && rayon::current_num_threads() > 1;
-    let parallelism = if parallel {
-        Parallelism::Rayon(0)
-    } else {
-        Parallelism::None
-    };
     // SAFETY: every element that gemm reads or writes lies inside its slice (asserted above); rows of
     // dst do not overlap (n <= dst_stride) and dst is borrowed mutably, so it aliases neither a nor b.
     unsafe {

@@ -4,8 +4,10 @@
 //! over rayon's current pool, so a caller that already runs one sample per thread gets serial kernels.
 
 pub(crate) mod attention;
+pub(crate) mod conv;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
+pub(crate) mod group_norm;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 

@@ -5,8 +5,10 @@
 
 mod activation;
 mod attention;
+mod conv;
 mod dropout;
 mod gated;
+mod group_norm;
 mod linear;
 mod lora;
 mod modulate;
@@ -14,8 +16,10 @@ mod norm;
 
 pub use activation::{gelu_erf, gelu_tanh, silu};
 pub use attention::{attention, attention_dropped};
+pub use conv::{Conv2d, conv2d};
 pub use dropout::{Dropout, dropout};
 pub use gated::gated_residual;
+pub use group_norm::{group_norm, group_norm_silu};
 pub use linear::{linear, linear_gelu, linear_gelu_erf};
 pub use lora::{LowRank, linear_low_rank, linear_low_rank_gelu, linear_low_rank_gelu_erf};
 pub use modulate::modulate;
