@@ -35,7 +35,7 @@ pub enum LatentContent {
 #[serde(deny_unknown_fields)]
 pub struct LatentIndex {
     /// `tinyfusion-latents/1`.
-    format: String,
+    pub format: String,
     /// What is stored of an image.
     pub content: LatentContent,
     /// Whether the latents of the mirrored image are stored beside: mirroring a latent is not mirroring its image.

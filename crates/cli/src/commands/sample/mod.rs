@@ -10,7 +10,7 @@ mod tokens;
 mod write;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -24,6 +24,7 @@ use tinyfusion::diffusion::{Guidance, GuidedChannels, Respacing};
 use tinyfusion::nn::Lanes;
 use tinyfusion::train::{Progress, Stop};
 
+pub(crate) use classes::LABELS_FILE;
 pub(crate) use flow::FlowDrawing;
 pub(crate) use gaussian::GaussianDrawing;
 pub(crate) use tokens::TokenDrawing;
@@ -36,12 +37,13 @@ use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::settings::finite;
 use crate::training_data::MOST_IMAGES;
+use crate::vae::Vae;
 
 /// Draw images: samples.npz, a PNG grid and the speed.
 ///
 /// Image i has class i mod K (or the classes of --classes in turn), and its noise depends on the seed and i alone: grids of
 /// different models start from the same noise, and neither the batch size nor the share changes an image. A model of
-/// latents gives its latents, (N, C, H, W) f32, and no pictures.
+/// latents gives images with --vae; without it its latents, (N, C, H, W) f32, and no pictures.
 ///
 /// What is drawn is kept in OUT/parts until all is there: the same command goes on after an interruption, and does nothing
 /// where all is done.
@@ -51,7 +53,8 @@ use crate::training_data::MOST_IMAGES;
 ///   tinyfusion sample SIT runs/images --sampler sde-euler --steps 250 --form sigma --last-step mean
 ///   tinyfusion sample MAR runs/images --iterations 64 --steps 100 --cfg 3 --temperature 0.95
 ///   tinyfusion sample assets/teacher runs/stars --count 20 --classes star,ring --pngs
-///   tinyfusion sample MODEL runs/part-0 --count 50000 --share 0/8   # and 1/8 to 7/8 on other machines
+///   tinyfusion sample MODEL runs/images --vae sd-vae-ft-ema --cfg 1.5 --cfg-channels first-three --classes 207,360
+///   tinyfusion sample MODEL runs/part-0 --vae sd-vae-ft-ema --count 50000 --share 0/8   # and 1/8 to 7/8 elsewhere
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -69,6 +72,10 @@ pub(crate) struct Args {
     /// model_index.json (id2label) beside the model
     #[arg(long, value_name = "CLASS,…", value_delimiter = ',')]
     classes: Vec<String>,
+    /// Autoencoder that turns a model's latents into images: a diffusers folder, or a .safetensors file of Stable
+    /// Diffusion's or MAR's
+    #[arg(long, value_name = "VAE")]
+    vae: Option<PathBuf>,
     /// Also write every image as OUT/images/NUMBER.png
     #[arg(long)]
     pngs: bool,
@@ -302,8 +309,18 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         )
         .into());
     }
-    if args.pngs && !samples.are_pixels {
-        return Err(Error::usage("the model draws latents: --pngs needs images").into());
+    let vae = match &args.vae {
+        Some(_) if samples.are_pixels => {
+            return Err(
+                Error::usage("the model draws images, not latents: leave out --vae").into(),
+            );
+        }
+        Some(path) => Some(decoder(path, &samples)?),
+        None => None,
+    };
+    let pixels = samples.are_pixels || vae.is_some();
+    if args.pngs && !pixels {
+        return Err(Error::usage("the model draws latents: --pngs needs --vae").into());
     }
     let classes = Classes::choose(&args.classes, &args.model, samples.classes)?;
     let numbers = match &args.share {
@@ -311,7 +328,10 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         Some(share) => share.of(args.count)?,
     };
     let drawing = F::drawing(&model, &args.settings)?;
-    let settings = args.record(&classes, &numbers, &model.sha256, &*drawing);
+    let mut settings = args.record(&classes, &numbers, &model.sha256, &*drawing);
+    if let Some(vae) = &vae {
+        settings.insert("vae_sha256".into(), vae.sha256.clone().into());
+    }
     if write::is_done(&args.out, &settings)? {
         return Ok(say!("{}: all is there already", args.out.display())?);
     }
@@ -323,6 +343,7 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         classes: &classes,
         drawing: &*drawing,
         samples,
+        vae: vae.as_ref(),
         progress: progress_bar("sample", units as u64),
         done: AtomicU64::new(0),
         stop,
@@ -341,7 +362,7 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         parts: &parts,
         classes: &classes,
         numbers,
-        grid_columns: samples.are_pixels.then_some(args.grid_columns),
+        grid_columns: pixels.then_some(args.grid_columns),
         pngs: args.pngs,
     };
     files.write(settings, drawn, seconds)?;
@@ -379,6 +400,7 @@ struct Job<'a> {
     classes: &'a Classes,
     drawing: &'a dyn Drawing,
     samples: Samples,
+    vae: Option<&'a Vae>,
     progress: Progress,
     done: AtomicU64,
     stop: &'a Stop,
@@ -411,10 +433,27 @@ impl Job<'_> {
         if !counts_steps {
             advance();
         }
-        if self.samples.are_pixels {
-            to_uint8(&x)
-        } else {
-            Ok(x)
+        match self.vae {
+            Some(vae) => vae.images(&x),
+            None if self.samples.are_pixels => to_uint8(&x),
+            None => Ok(x),
         }
     }
+}
+
+/// The autoencoder at `path`, if its latents are of the model's kind.
+fn decoder(path: &Path, samples: &Samples) -> Result<Vae> {
+    let vae = Vae::load(path)?;
+    let channels = vae.net.config().latent_channels;
+    if channels != samples.channels {
+        return Err(Error::file(
+            path,
+            format!(
+                "decodes latents of {channels} channels, the model draws {}",
+                samples.channels
+            ),
+        )
+        .into());
+    }
+    Ok(vae)
 }

@@ -74,7 +74,7 @@ impl Files<'_> {
         })?;
         let what = match self.grid_columns {
             Some(_) => "images",
-            None => "latents (no pictures)", // nothing in this program turns them into images
+            None => "latents (pictures need --vae)",
         };
         let speed = speed.map_or("all drawn before".into(), |s| format!("{s:.1} a second"));
         let (out, count) = (self.out.display(), self.numbers.len());
