@@ -10,6 +10,7 @@ mod resources;
 mod selection_file;
 mod settings;
 mod training_data;
+mod vae;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

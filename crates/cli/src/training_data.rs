@@ -4,7 +4,9 @@ use std::sync::Arc;
 use anyhow::Result;
 use tinyfusion::core::{Error, LatentBatch};
 use tinyfusion::data::shapes::{Shapes, ShapesConfig, Split};
-use tinyfusion::data::{Augment, ImageFolder, Loader, PackedLatents, Source};
+use tinyfusion::data::{
+    Augment, INDEX_FILE, ImageFolder, Loader, NpyLatents, PackedLatents, ShardedLatents, Source,
+};
 use tinyfusion::train::{Progress, Stop};
 
 use crate::family::{Family, Model};
@@ -19,8 +21,9 @@ pub(crate) const MOST_IMAGES: u64 = 10_000_000;
 /// The flag that says what a model is trained or judged on.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct DataOptions {
-    /// `shapes` (the embedded set, the default), a packed .safetensors file, or a folder of images by class.
-    /// Only `shapes` has a held-out part of its own; files and folders are taken as they are
+    /// `shapes` (the embedded set, the default), latents (a folder that `encode` wrote, a packed .safetensors file, or a folder
+    /// of .npy files as fast-DiT writes it), or a folder of images by class. Only `shapes` has a held-out part of its own;
+    /// files and folders are taken as they are
     #[arg(long, value_name = "DATA")]
     data: Option<String>,
 }
@@ -45,6 +48,12 @@ impl DataOptions {
         let source: Arc<dyn Source> = match self.name() {
             "shapes" => Arc::new(Shapes::new(ShapesConfig::default(), SHAPES_SEED, split)?),
             file if file.ends_with(".safetensors") => Arc::new(PackedLatents::open(file, None)?),
+            folder if Path::new(folder).join(INDEX_FILE).exists() => {
+                Arc::new(ShardedLatents::open(folder)?)
+            }
+            folder if NpyLatents::is_one(folder) => {
+                Arc::new(NpyLatents::open(folder, takes.classes)?)
+            }
             folder => Arc::new(ImageFolder::open(
                 Path::new(folder),
                 takes.size,

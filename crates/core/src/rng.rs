@@ -23,6 +23,8 @@ pub mod stream {
     pub const HELD_OUT: u64 = 6;
     /// Random masks and other choices of a criterion.
     pub const CRITERION: u64 = 7;
+    /// Noise and mirroring of latents that are stored.
+    pub const ENCODE: u64 = 8;
 }
 
 /// Counter-based randomness: the numbers of (seed, step, stream) are always the same, on every

@@ -1,5 +1,7 @@
 //! Latents computed beforehand, in one memory-mapped file.
 
+mod npy;
+mod shards;
 mod writer;
 
 use std::fs::File;
@@ -15,6 +17,10 @@ use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{Error, LatentBatch, Result};
 
+pub use self::npy::NpyLatents;
+pub use self::shards::{
+    INDEX_FILE, LatentContent, LatentIndex, Shard, ShardWriter, ShardedLatents,
+};
 pub use self::writer::LatentWriter;
 use crate::Source;
 
@@ -170,8 +176,15 @@ impl PackedLatents {
 
     /// Copies sample `index` into `out`, (C, H, W) values.
     fn read(&self, index: usize, out: &mut [f32]) -> Result<()> {
-        let bytes = out.len() * self.kind.bytes();
-        let stored = &self.map[self.x.start + index * bytes..][..bytes];
+        self.read_part(index, 0, out)
+    }
+
+    /// Copies the values of sample `index` from value `first` on into `out`.
+    fn read_part(&self, index: usize, first: usize, out: &mut [f32]) -> Result<()> {
+        let size = self.kind.bytes();
+        let sample = self.shape.iter().product::<usize>() * size;
+        let stored = &self.map[self.x.start + index * sample..][..sample];
+        let stored = &stored[first * size..][..out.len() * size];
         match self.kind {
             LatentType::F32 => {
                 for (value, b) in out.iter_mut().zip(stored.as_chunks::<4>().0) {
@@ -209,21 +222,7 @@ impl Source for PackedLatents {
     }
 
     fn batch(&self, indices: &[u64]) -> Result<LatentBatch> {
-        let rows: Vec<usize> = indices
-            .iter()
-            .map(|&i| {
-                usize::try_from(i)
-                    .ok()
-                    .filter(|&i| i < self.y.len())
-                    .ok_or_else(|| {
-                        Error::usage(format!(
-                            "sample {i} of {} with {}",
-                            self.path.display(),
-                            self.y.len()
-                        ))
-                    })
-            })
-            .collect::<Result<_>>()?;
+        let rows = rows(&self.path, self.y.len(), indices)?;
         let [c, h, w] = self.shape;
         let mut x = vec![0f32; rows.len() * c * h * w];
         x.par_chunks_exact_mut(c * h * w)
@@ -235,6 +234,15 @@ impl Source for PackedLatents {
             y: Tensor::from_vec(y, rows.len(), &Device::Cpu)?,            // (B,)
         })
     }
+}
+
+/// `indices` as places in memory; an error where one is not below `len`, the number of samples in `path`.
+fn rows(path: &Path, len: usize, indices: &[u64]) -> Result<Vec<usize>> {
+    let row = |&i: &u64| {
+        let row = usize::try_from(i).ok().filter(|&i| i < len);
+        row.ok_or_else(|| Error::usage(format!("sample {i} of {} with {len}", path.display())))
+    };
+    indices.iter().map(row).collect()
 }
 
 #[allow(unsafe_code)]

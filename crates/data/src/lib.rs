@@ -11,7 +11,10 @@ pub mod shapes;
 pub use source::Source;
 
 pub use folder::{Augment, ImageFolder, center_crop};
-pub use latents::{LatentType, LatentWriter, PackedLatents};
+pub use latents::{
+    INDEX_FILE, LatentContent, LatentIndex, LatentType, LatentWriter, NpyLatents, PackedLatents,
+    Shard, ShardWriter, ShardedLatents,
+};
 
 pub use order::{Loader, Order, batch_indices};
 pub use uint8::{grid, to_uint8};

@@ -1,3 +1,4 @@
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -61,9 +62,7 @@ impl LatentWriter {
         // The format wants data aligned to 8 bytes and allows spaces after the header.
         header.resize(header.len().next_multiple_of(8), b' ');
 
-        let mut partial_name = file_name.to_os_string();
-        partial_name.push(".partial");
-        let partial = path.with_file_name(partial_name);
+        let partial = partial_of(&path, file_name);
         let file = File::create(&partial)
             .map_err(|e| Error::file(&partial, format!("cannot be created: {e}")))?;
         let mut writer = Self {
@@ -184,17 +183,7 @@ impl LatentWriter {
         self.file.write_all(&labels)?;
         self.file.flush()?;
         self.file.get_ref().sync_all()?;
-        fs::rename(&self.partial, &self.path)?;
-        // Makes the new name itself durable; a file system that cannot sync a folder still has the file.
-        let folder = self
-            .path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        if let Ok(folder) = File::open(folder) {
-            let _ = folder.sync_all();
-        }
-        Ok(())
+        give_name(&self.partial, &self.path)
     }
 
     fn usable(&self) -> Result<()> {
@@ -211,6 +200,33 @@ impl LatentWriter {
         self.broken |= outcome.is_err();
         outcome.map_err(|e| Error::file(&self.partial, format!("cannot be written: {e}")))
     }
+}
+
+/// Where `path` is written until it is whole.
+fn partial_of(path: &Path, file_name: &OsStr) -> PathBuf {
+    let mut name = file_name.to_os_string();
+    name.push(".partial");
+    path.with_file_name(name)
+}
+
+/// Renames a file that is whole and synced, and makes the new name itself durable.
+fn give_name(partial: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(partial, path)?;
+    // A file system that cannot sync a folder still has the file.
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    if let Ok(folder) = File::open(folder.unwrap_or(Path::new("."))) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+/// Writes a small file so that either the old or the new one stands under its name.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let partial = partial_of(path, path.file_name().unwrap_or_default());
+    let mut file = File::create(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    give_name(&partial, path)
 }
 
 impl Drop for LatentWriter {

@@ -1,8 +1,13 @@
 //! `tinyfusion sample`: what is the same for every family is here, how a family draws in a file of its own.
 
+mod classes;
 mod flow;
 mod gaussian;
+mod npz;
+mod parts;
+mod share;
 mod tokens;
+mod write;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -13,32 +18,43 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
-use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::core::{BlockStack, Error, LatentQuery, Plan, StepRng, run as run_plan, stream};
-use tinyfusion::data::{grid, to_uint8};
+use tinyfusion::data::to_uint8;
 use tinyfusion::diffusion::{Guidance, GuidedChannels, Respacing};
 use tinyfusion::nn::Lanes;
 use tinyfusion::train::{Progress, Stop};
 
+pub(crate) use classes::LABELS_FILE;
 pub(crate) use flow::FlowDrawing;
 pub(crate) use gaussian::GaussianDrawing;
 pub(crate) use tokens::TokenDrawing;
 
+use self::classes::Classes;
+use self::parts::Parts;
+use self::share::Share;
 use crate::family::{Architecture, Family, Model, Samples, with_family};
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::settings::finite;
 use crate::training_data::MOST_IMAGES;
+use crate::vae::Vae;
 
 /// Draw images: samples.npz, a PNG grid and the speed.
 ///
-/// Image i has class i mod K, and its noise depends on the seed and i alone: grids of different models
-/// start from the same noise. A model of latents gives its latents, (N, C, H, W) f32, and no grid.
+/// Image i has class i mod K (or the classes of --classes in turn), and its noise depends on the seed and i alone: grids of
+/// different models start from the same noise, and neither the batch size nor the share changes an image. A model of
+/// latents gives images with --vae; without it its latents, (N, C, H, W) f32, and no pictures.
+///
+/// What is drawn is kept in OUT/parts until all is there: the same command goes on after an interruption, and does nothing
+/// where all is done.
 ///
 /// Examples:
 ///   tinyfusion sample assets/teacher runs/images --count 100 --sampler ddim --steps 50 --cfg 2.0
 ///   tinyfusion sample SIT runs/images --sampler sde-euler --steps 250 --form sigma --last-step mean
 ///   tinyfusion sample MAR runs/images --iterations 64 --steps 100 --cfg 3 --temperature 0.95
+///   tinyfusion sample assets/teacher runs/stars --count 20 --classes star,ring --pngs
+///   tinyfusion sample MODEL runs/images --vae sd-vae-ft-ema --cfg 1.5 --cfg-channels first-three --classes 207,360
+///   tinyfusion sample MODEL runs/part-0 --vae sd-vae-ft-ema --count 50000 --share 0/8   # and 1/8 to 7/8 elsewhere
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -49,6 +65,20 @@ pub(crate) struct Args {
     /// Images to draw
     #[arg(long, default_value_t = 100)]
     count: usize,
+    /// Draw one of N shares of these images, I from 0: their folders are evaluated together
+    #[arg(long, value_name = "I/N")]
+    share: Option<Share>,
+    /// Classes that take turns, by number or by name [default: all]; names are looked up in labels.json or
+    /// model_index.json (id2label) beside the model
+    #[arg(long, value_name = "CLASS,…", value_delimiter = ',')]
+    classes: Vec<String>,
+    /// Autoencoder that turns a model's latents into images: a diffusers folder, or a .safetensors file of Stable
+    /// Diffusion's or MAR's
+    #[arg(long, value_name = "VAE")]
+    vae: Option<PathBuf>,
+    /// Also write every image as OUT/images/NUMBER.png
+    #[arg(long)]
+    pngs: bool,
     #[command(flatten)]
     settings: Settings,
     /// Seed of the noise
@@ -279,49 +309,109 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         )
         .into());
     }
+    let vae = match &args.vae {
+        Some(_) if samples.are_pixels => {
+            return Err(
+                Error::usage("the model draws images, not latents: leave out --vae").into(),
+            );
+        }
+        Some(path) => Some(decoder(path, &samples)?),
+        None => None,
+    };
+    let pixels = samples.are_pixels || vae.is_some();
+    if args.pngs && !pixels {
+        return Err(Error::usage("the model draws latents: --pngs needs --vae").into());
+    }
+    let classes = Classes::choose(&args.classes, &args.model, samples.classes)?;
+    let numbers = match &args.share {
+        None => 0..args.count,
+        Some(share) => share.of(args.count)?,
+    };
     let drawing = F::drawing(&model, &args.settings)?;
-    let batches: Vec<usize> = (0..args.count).step_by(args.batch_size).collect();
+    let mut settings = args.record(&classes, &numbers, &model.sha256, &*drawing);
+    if let Some(vae) = &vae {
+        settings.insert("vae_sha256".into(), vae.sha256.clone().into());
+    }
+    if write::is_done(&args.out, &settings)? {
+        return Ok(say!("{}: all is there already", args.out.display())?);
+    }
+    let parts = Parts::open(&args.out, numbers.clone(), &settings)?;
+    let batches = parts.missing(args.batch_size);
     let units = batches.len() * drawing.steps().unwrap_or(1);
     let job = Job {
-        args,
+        seed: args.seed,
+        classes: &classes,
         drawing: &*drawing,
         samples,
-        sha256: &model.sha256,
+        vae: vae.as_ref(),
         progress: progress_bar("sample", units as u64),
         done: AtomicU64::new(0),
         stop,
     };
+    let drawn: usize = batches.iter().map(Range::len).sum();
     let started = Instant::now();
     // Batches side by side, one a core: candle's own operations use one core each.
-    let drawn = Lanes::new(batches.len())?.run(batches, |start| {
-        job.batch(start..(start + args.batch_size).min(args.count))
+    Lanes::new(batches.len())?.run(batches, |numbers| {
+        let batch = job.batch(numbers.clone())?;
+        parts.save(numbers, &batch)
     })?;
     let seconds = started.elapsed().as_secs_f64();
     job.progress.finish();
-    job.write(&Tensor::cat(&drawn, 0)?, seconds)?; // (N, C, H, W)
-    resources.write(&args.out, None)
+    let files = write::Files {
+        out: &args.out,
+        parts: &parts,
+        classes: &classes,
+        numbers,
+        grid_columns: pixels.then_some(args.grid_columns),
+        pngs: args.pngs,
+    };
+    files.write(settings, drawn, seconds)?;
+    resources.write(&args.out, None)?;
+    Ok(parts.remove()?)
+}
+
+impl Args {
+    /// What decides the images: sample.json has it, and parts of other settings are not mixed with these.
+    fn record(
+        &self,
+        classes: &Classes,
+        numbers: &Range<usize>,
+        sha256: &str,
+        drawing: &dyn Drawing,
+    ) -> Map<String, Value> {
+        let mut all = Map::new();
+        all.insert("count".into(), numbers.len().into());
+        all.insert("numbers".into(), json!([numbers.start, numbers.end]));
+        all.insert("classes".into(), json!(classes.listed()));
+        all.insert("seed".into(), self.seed.into());
+        all.insert("model_sha256".into(), sha256.into());
+        all.insert("grid_columns".into(), self.grid_columns.into());
+        all.insert("pngs".into(), self.pngs.into());
+        all.extend(drawing.report());
+        // Of the way, not of the images: another one goes on with the same parts.
+        all.insert("model".into(), json!(self.model));
+        all.insert("batch_size".into(), self.batch_size.into());
+        all
+    }
 }
 
 struct Job<'a> {
-    args: &'a Args,
+    seed: u64,
+    classes: &'a Classes,
     drawing: &'a dyn Drawing,
     samples: Samples,
-    sha256: &'a str,
+    vae: Option<&'a Vae>,
     progress: Progress,
     done: AtomicU64,
     stop: &'a Stop,
 }
 
 impl Job<'_> {
-    fn class(&self, image: usize) -> u32 {
-        (image % self.samples.classes) as u32
-    }
-
     /// Some of the samples as (B, C, H, W): images in u8, latents in f32.
     fn batch(&self, numbers: Range<usize>) -> tinyfusion::core::Result<Tensor> {
         let images = Images {
-            seed: self.args.seed,
-            classes: numbers.clone().map(|i| self.class(i)).collect(),
+            seed: self.seed,
+            classes: numbers.clone().map(|i| self.classes.of(i)).collect(),
             numbers,
         };
         let advance = || {
@@ -343,90 +433,27 @@ impl Job<'_> {
         if !counts_steps {
             advance();
         }
-        if self.samples.are_pixels {
-            to_uint8(&x)
-        } else {
-            Ok(x)
+        match self.vae {
+            Some(vae) => vae.images(&x),
+            None if self.samples.are_pixels => to_uint8(&x),
+            None => Ok(x),
         }
-    }
-
-    fn write(&self, samples: &Tensor, seconds: f64) -> Result<()> {
-        let args = self.args;
-        let out = &args.out;
-        let pixels = self.samples.are_pixels;
-        std::fs::create_dir_all(out).map_err(|e| Error::file(out, e))?;
-        let labels: Vec<i64> = (0..args.count).map(|i| i64::from(self.class(i))).collect();
-        let labels = Tensor::from_vec(labels, args.count, &Device::Cpu)?;
-        let array = if pixels {
-            samples.permute((0, 2, 3, 1))?.contiguous()? // (N, H, W, C)
-        } else {
-            samples.clone() // (N, C, H, W)
-        };
-        write_npz(
-            &out.join("samples.npz"),
-            &[("arr_0", &array), ("arr_1", &labels)],
-        )?;
-        if pixels {
-            let shown = args.count.min(args.grid_columns.saturating_mul(10));
-            let picture = grid(&samples.narrow(0, 0, shown)?, args.grid_columns, 1)?;
-            write_atomic(out.join("grid.png"), |f| {
-                let mut bytes = std::io::Cursor::new(Vec::new());
-                picture
-                    .write_to(&mut bytes, image::ImageFormat::Png)
-                    .map_err(std::io::Error::other)?;
-                f.write_all(bytes.get_ref())
-            })?;
-        }
-        let speed = args.count as f64 / seconds;
-        let mut report = json!({
-            "count": args.count,
-            "seconds": seconds,
-            "images_per_second": speed,
-            "seed": args.seed,
-            "batch_size": args.batch_size,
-            "grid_columns": args.grid_columns,
-            "model": args.model,
-            "model_sha256": self.sha256,
-        });
-        if let Some(all) = report.as_object_mut() {
-            all.extend(self.drawing.report());
-        }
-        write_atomic(out.join("sample.json"), |f| {
-            f.write_all(format!("{report:#}\n").as_bytes())
-        })?;
-        let what = if pixels {
-            "images".to_string()
-        } else {
-            // Nothing in this program turns latents into pictures.
-            format!("latents of {} channels (no grid)", samples.dim(1)?)
-        };
-        Ok(say!(
-            "{}: {} {what}, {speed:.1} a second",
-            out.display(),
-            args.count
-        )?)
     }
 }
 
-/// An .npz under its final name only when it is whole.
-fn write_npz(path: &Path, arrays: &[(&str, &Tensor)]) -> Result<()> {
-    // candle writes to a path of its own; the bytes then go the way of every other file.
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut scratch = tempfile::Builder::new();
-    scratch.prefix(".samples-").suffix(".partial");
-    // The library's default is private to the user; samples follow the umask like other files.
-    #[cfg(unix)]
-    scratch.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let scratch = scratch
-        .tempfile_in(folder)
-        .map_err(|e| Error::file(folder, e))?;
-    Tensor::write_npz(arrays, scratch.path()).map_err(|e| Error::file(path, e))?;
-    scratch
-        .as_file()
-        .sync_all()
-        .map_err(|e| Error::file(path, e))?;
-    scratch
-        .persist(path)
-        .map_err(|e| Error::file(path, e.error))?;
-    Ok(())
+/// The autoencoder at `path`, if its latents are of the model's kind.
+fn decoder(path: &Path, samples: &Samples) -> Result<Vae> {
+    let vae = Vae::load(path)?;
+    let channels = vae.net.config().latent_channels;
+    if channels != samples.channels {
+        return Err(Error::file(
+            path,
+            format!(
+                "decodes latents of {channels} channels, the model draws {}",
+                samples.channels
+            ),
+        )
+        .into());
+    }
+    Ok(vae)
 }

@@ -1,0 +1,106 @@
+//! Autoencoders from files.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use tinyfusion::checkpoint::{DTypePolicy, Loaded, load_as};
+use tinyfusion::core::Error;
+use tinyfusion::data::to_uint8;
+use tinyfusion::models::vae::Layout;
+use tinyfusion::models::{AutoencoderKl, VaeConfig};
+
+/// Names that weights have in a folder, in the order in which they are looked for.
+const WEIGHTS: [&str; 2] = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
+
+/// An autoencoder with the hash of its weights.
+pub(crate) struct Vae {
+    pub(crate) net: AutoencoderKl,
+    pub(crate) sha256: String,
+}
+
+impl Vae {
+    /// Reads a folder of diffusers (config.json beside the weights, or both in its folder `vae`), or a single file in any
+    /// published layout, whose sizes are then those of Stable Diffusion's or MAR's autoencoder.
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        let (config, weights) = match path.is_dir() {
+            true => of_folder(path)?,
+            false => (None, path.to_path_buf()),
+        };
+        let loaded = load_as(&weights, DTypePolicy::F32, &Device::Cpu)?;
+        let config = match config {
+            Some(config) => config,
+            None => known_sizes(&loaded)?,
+        };
+        Ok(Self {
+            sha256: loaded.sha256.clone(),
+            net: AutoencoderKl::from_loaded(&config, &loaded)?,
+        })
+    }
+
+    /// Channels and side of the latents of images of `size` pixels.
+    pub(crate) fn latents(&self, size: usize) -> Result<(usize, usize)> {
+        let config = self.net.config();
+        let factor = config.factor();
+        if !size.is_multiple_of(factor) {
+            return Err(Error::usage(format!(
+                "images of {size} pixels: the autoencoder takes multiples of {factor}"
+            ))
+            .into());
+        }
+        Ok((config.latent_channels, size / factor))
+    }
+
+    /// Scaled latents (B, L, h, w) as images (B, 3, H, W) of u8, one at a time: a decoder's activations are large.
+    pub(crate) fn images(&self, latents: &Tensor) -> tinyfusion::core::Result<Tensor> {
+        let one = |i: usize| {
+            let latent = self.net.unscaled(&latents.narrow(0, i, 1)?)?;
+            to_uint8(&self.net.decode(&latent)?) // (1, 3, H, W)
+        };
+        let all = (0..latents.dim(0)?)
+            .map(one)
+            .collect::<tinyfusion::core::Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&all, 0)?)
+    }
+}
+
+/// The config and the weight file of a folder.
+fn of_folder(path: &Path) -> Result<(Option<VaeConfig>, PathBuf)> {
+    let inner = path.join("vae");
+    let folder = if inner.is_dir() {
+        inner
+    } else {
+        path.to_path_buf()
+    };
+    let file = folder.join("config.json");
+    let text = std::fs::read_to_string(&file).map_err(|e| {
+        Error::file(
+            &file,
+            format!("{e}; diffusers writes it beside an autoencoder's weights"),
+        )
+    })?;
+    let config = VaeConfig::from_diffusers(&text).map_err(|e| Error::file(&file, e))?;
+    let weights = WEIGHTS.map(|name| folder.join(name));
+    match weights.iter().find(|file| file.is_file()) {
+        Some(file) => Ok((Some(config), file.clone())),
+        None => Err(Error::file(
+            &folder,
+            format!("holds no weights: {} is expected", WEIGHTS.join(" or ")),
+        )
+        .into()),
+    }
+}
+
+/// The published autoencoder whose tensors these are.
+fn known_sizes(loaded: &Loaded) -> Result<VaeConfig> {
+    let layout = Layout::of(loaded.tensors.names());
+    let known = [VaeConfig::sd(), VaeConfig::kl16()];
+    let fits = |config: &VaeConfig| loaded.tensors.check(&config.params_in(layout)).is_ok();
+    known.into_iter().find(fits).ok_or_else(|| {
+        Error::file(
+            &loaded.path,
+            "holds neither Stable Diffusion's nor MAR's autoencoder; for another one pass the folder with its config.json",
+        )
+        .into()
+    })
+}

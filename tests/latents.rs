@@ -1,0 +1,217 @@
+//! Images into latents, training on them, and back into images.
+#![allow(clippy::unwrap_used)] // a test may panic
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use tinyfusion::checkpoint::{DTypePolicy, Metadata, save};
+use tinyfusion::core::{StepRng, stream};
+use tinyfusion::data::{LatentContent, ShardedLatents, Source};
+use tinyfusion::models::VaeConfig;
+use tinyfusion::models::vae::DownBlock;
+use tinyfusion_tests::{Place, partials};
+
+/// A place with a small autoencoder of factor 2 in `vae`, a DiT of its latents in `case/model`, and 14 images in two
+/// classes in `images`.
+fn place() -> Place {
+    let place = Place::with_teacher();
+    let config = VaeConfig {
+        down_block_types: vec![DownBlock::Plain; 2],
+        up_block_types: vec![tinyfusion::models::vae::UpBlock::Plain; 2],
+        block_out_channels: vec![8, 8],
+        norm_num_groups: 4,
+        ..VaeConfig::default()
+    };
+    fs::create_dir(place.path("vae")).unwrap();
+    fs::write(
+        place.path("vae/config.json"),
+        config.to_diffusers().unwrap(),
+    )
+    .unwrap();
+    let weights = config.init(3, &Device::Cpu).unwrap();
+    let file = place.path("vae/diffusion_pytorch_model.safetensors");
+    save(file, &weights, &Metadata::new(), DTypePolicy::F32).unwrap();
+    place
+        .ok("bench prepare case --kind forward --model DiT-S/8 --depth 1 --input-size 8 --batch 1");
+    place.ok("sample teacher/model drawn --count 14 --steps 2 --pngs");
+    for (i, class) in [(0..6, "ants"), (6..14, "bees")]
+        .into_iter()
+        .flat_map(|(r, c)| r.map(move |i| (i, c)))
+    {
+        let folder = place.path("images").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        let from = place.path(&format!("drawn/images/{i:08}.png"));
+        fs::copy(from, folder.join(format!("{i}.png"))).unwrap();
+    }
+    place
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn images_become_latents_that_models_train_on_and_latents_become_images() {
+    let place = place();
+    let said =
+        place.ok("encode images latents --vae vae --size 16 --batch-size 4 --shard-images 5");
+    assert!(
+        said.contains("14 images of 2 classes as latents [4, 8, 8]"),
+        "{said}"
+    );
+    assert_eq!(place.json("latents/labels.json")["1"], "bees");
+    let latents = ShardedLatents::open(place.path("latents")).unwrap();
+    assert_eq!(latents.index().content, LatentContent::Moments);
+    assert_eq!(latents.index().shards.len(), 3);
+    let batch = latents.batch(&[0, 13]).unwrap();
+    assert_eq!(batch.y.to_vec1::<u32>().unwrap(), [0, 1]);
+    let mut rng = StepRng::new(0, 0, stream::AUGMENT);
+    let drawn = latents.augmented(&[0, 13], &mut rng).unwrap();
+    assert_ne!(values(&batch.x), values(&drawn.x));
+
+    // What the batch size was does not show.
+    place.ok("encode images again --vae vae --size 16 --batch-size 3 --shard-images 5");
+    for shard in [
+        "latents.json",
+        "shard-00000.safetensors",
+        "shard-00002.safetensors",
+    ] {
+        assert!(
+            place.bytes(&format!("latents/{shard}")) == place.bytes(&format!("again/{shard}")),
+            "{shard}"
+        );
+    }
+    // One stored sample for each image, mirrored or not, as the public code has it.
+    place.ok("encode images samples --vae vae --size 16 --content samples --flips applied --dtype f32 --seed 4");
+    let samples = ShardedLatents::open(place.path("samples")).unwrap();
+    assert!(!samples.index().flips && samples.index().content == LatentContent::Samples);
+
+    place.ok("distill case/model run --data latents --steps 2 --batch-size 4");
+    place.ok("loss run/model --data samples --images 8");
+    let said = place.ok("sample run/model out --vae vae --count 3 --steps 2 --cfg 1 --pngs");
+    assert!(said.contains("3 images"), "{said}");
+    assert!(
+        place.path("out/grid.png").is_file() && place.path("out/images/00000002.png").is_file()
+    );
+    let arrays = Tensor::read_npz(place.path("out/samples.npz")).unwrap();
+    assert_eq!(
+        arrays.iter().find(|(n, _)| n == "arr_0").unwrap().1.dims(),
+        [3, 16, 16, 3]
+    );
+    assert!(partials(place.path("").as_path()).is_empty());
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_anything_is_encoded() {
+    let place = place();
+    for (line, says) in [
+        ("encode images o --vae nowhere", "nowhere"),
+        ("encode images o --vae vae --size 17", "multiples of 2"),
+        ("encode nowhere o --vae vae --size 16", "nowhere"),
+        ("encode vae o --vae vae --size 16", "found no class"),
+        (
+            "encode images o --vae vae --size 16 --seed 1",
+            "--seed does nothing",
+        ),
+        ("encode images o --vae case/model --size 16", "_class_name"),
+        (
+            "encode images o --vae case/model/model.safetensors --size 16",
+            "neither Stable Diffusion's nor MAR's",
+        ),
+        (
+            "sample teacher/model o --vae vae --count 1 --steps 1",
+            "leave out --vae",
+        ),
+        (
+            "sample case/model o --pngs --count 1 --steps 1 --cfg 1",
+            "--pngs needs --vae",
+        ),
+        (
+            "sample teacher/model o --classes 10 --count 1 --steps 1",
+            "classes 0 to 9",
+        ),
+        (
+            "sample teacher/model o --classes star --count 1 --steps 1",
+            "no class names",
+        ),
+        ("sample teacher/model o --share 3/3", "0/8"),
+        ("distill case/model o --data images --steps 1", "[3, 8, 8]"),
+    ] {
+        let error = place.fails(2, line);
+        assert!(error.contains(says), "{line}: {error}");
+        assert!(!place.path("o").exists(), "{line} left a folder");
+    }
+    place.ok("encode images latents --vae vae --size 16");
+    let error = place.fails(2, "encode images latents --vae vae --size 8");
+    assert!(
+        error.contains("other settings") && error.contains("[4, 4, 4]"),
+        "{error}"
+    );
+    fs::write(place.path("images/ants/0.png"), b"no picture").unwrap();
+    let error = place.fails(2, "encode images o --vae vae --size 16");
+    assert!(error.contains("ants/0.png"), "{error}");
+}
+
+#[test]
+fn shares_batches_and_interruptions_draw_the_same_images() {
+    let place = Place::with_teacher();
+    let flags = "--steps 40 --sampler ddim --seed 5";
+    place.ok(&format!(
+        "sample teacher/model whole --count 30 {flags} --pngs"
+    ));
+    let image = |folder: &str, i: usize| place.bytes(&format!("{folder}/images/{i:08}.png"));
+    for share in 0..3 {
+        place.ok(&format!("sample teacher/model s{share} --count 30 {flags} --batch-size 4 --share {share}/3 --pngs"));
+        for i in 10 * share..10 * (share + 1) {
+            assert!(
+                image("whole", i) == image(&format!("s{share}"), i),
+                "image {i}"
+            );
+        }
+    }
+    // Killed until it is through: what was drawn stays, and the end is the same.
+    let line = format!("sample teacher/model broken --count 30 {flags} --batch-size 1 --pngs");
+    for parts in [1, 4, 9] {
+        let mut child = place.start(&line);
+        let start = Instant::now();
+        let there = || fs::read_dir(place.path("broken/parts")).map_or(0, Iterator::count);
+        while there() <= parts && !place.path("broken/sample.json").exists() {
+            assert!(start.elapsed() < Duration::from_secs(60), "no part {parts}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let error = place.fails(2, &line.replace("--seed 5", "--seed 6"));
+    assert!(error.contains("seed 5, asked for: 6"), "{error}");
+    place.ok(&line.replace("--batch-size 1", "--batch-size 7"));
+    assert!(place.bytes("whole/samples.npz") == place.bytes("broken/samples.npz"));
+    assert!(!place.path("broken/parts").exists());
+    // All is there: nothing is drawn again.
+    let before = fs::metadata(place.path("broken/samples.npz"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    let said = place.ok(&line);
+    assert!(said.contains("all is there already"), "{said}");
+    let after = fs::metadata(place.path("broken/samples.npz"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn classes_are_drawn_by_number_or_name() {
+    let place = Place::with_teacher();
+    fs::write(
+        place.path("teacher/model/labels.json"),
+        r#"{"3": "star", "5": "ring, annulus"}"#,
+    )
+    .unwrap();
+    place.ok("sample teacher/model out --count 5 --steps 2 --classes Star,annulus,9");
+    let arrays = Tensor::read_npz(place.path("out/samples.npz")).unwrap();
+    let labels = &arrays.iter().find(|(n, _)| n == "arr_1").unwrap().1;
+    assert_eq!(labels.to_vec1::<i64>().unwrap(), [3, 5, 9, 3, 5]);
+}
