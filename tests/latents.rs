@@ -105,40 +105,54 @@ fn images_become_latents_that_models_train_on_and_latents_become_images() {
 #[test]
 fn what_does_not_fit_is_refused_before_anything_is_encoded() {
     let place = place();
-    for (line, says) in [
-        ("encode images o --vae nowhere", "nowhere"),
-        ("encode images o --vae vae --size 17", "multiples of 2"),
-        ("encode nowhere o --vae vae --size 16", "nowhere"),
-        ("encode vae o --vae vae --size 16", "found no class"),
+    for (code, line, says) in [
+        (1, "encode images o --vae nowhere", "nowhere"),
+        (2, "encode images o --vae vae --size 17", "multiples of 2"),
+        (1, "encode nowhere o --vae vae --size 16", "nowhere"),
+        (1, "encode vae o --vae vae --size 16", "found no class"),
         (
+            2,
             "encode images o --vae vae --size 16 --seed 1",
             "--seed does nothing",
         ),
-        ("encode images o --vae case/model --size 16", "_class_name"),
         (
+            1,
+            "encode images o --vae case/model --size 16",
+            "_class_name",
+        ),
+        (
+            1,
             "encode images o --vae case/model/model.safetensors --size 16",
             "neither Stable Diffusion's nor MAR's",
         ),
         (
+            2,
             "sample teacher/model o --vae vae --count 1 --steps 1",
             "leave out --vae",
         ),
         (
+            2,
             "sample case/model o --pngs --count 1 --steps 1 --cfg 1",
             "--pngs needs --vae",
         ),
         (
+            2,
             "sample teacher/model o --classes 10 --count 1 --steps 1",
             "classes 0 to 9",
         ),
         (
+            2,
             "sample teacher/model o --classes star --count 1 --steps 1",
             "no class names",
         ),
-        ("sample teacher/model o --share 3/3", "0/8"),
-        ("distill case/model o --data images --steps 1", "[3, 8, 8]"),
+        (2, "sample teacher/model o --share 3/3", "0/8"),
+        (
+            2,
+            "distill case/model o --data images --steps 1",
+            "[3, 8, 8]",
+        ),
     ] {
-        let error = place.fails(2, line);
+        let error = place.fails(code, line);
         assert!(error.contains(says), "{line}: {error}");
         assert!(!place.path("o").exists(), "{line} left a folder");
     }
@@ -149,7 +163,7 @@ fn what_does_not_fit_is_refused_before_anything_is_encoded() {
         "{error}"
     );
     fs::write(place.path("images/ants/0.png"), b"no picture").unwrap();
-    let error = place.fails(2, "encode images o --vae vae --size 16");
+    let error = place.fails(1, "encode images o --vae vae --size 16");
     assert!(error.contains("ants/0.png"), "{error}");
 }
 
