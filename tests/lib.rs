@@ -17,8 +17,10 @@ pub fn binary() -> &'static Path {
             .args([
                 "build",
                 "--release",
-                "--package",
-                "tinyfusion-cli",
+                // Of the whole workspace, so that candle is built once: features are those of all packages selected.
+                "--workspace",
+                "--bin",
+                "tinyfusion",
                 "--message-format",
                 "json",
             ])

@@ -3,6 +3,7 @@
 mod classifier;
 mod commands;
 mod config_file;
+mod destination;
 mod family;
 mod model;
 mod output;

@@ -287,7 +287,8 @@ pub(crate) fn driver(binary: Option<&Path>, out: PathBuf, paths: &Paths) -> Resu
 }
 
 fn build(paths: &Paths) -> Result<PathBuf> {
-    const ARGS: &[&str] = &["build", "--release", "-p", "tinyfusion-cli"];
+    // Of the whole workspace, so that candle is built once for this and for the tests: features are those of all packages.
+    const ARGS: &[&str] = &["build", "--release", "--workspace", "--bin", "tinyfusion"];
     println!("$ cargo {}", ARGS.join(" "));
     let status = Command::new("cargo")
         .args(ARGS)

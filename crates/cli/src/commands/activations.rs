@@ -6,6 +6,7 @@ use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::recover::{Activations, activations};
 use tinyfusion::train::Stop;
 
+use crate::destination::check_destination;
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::output::say;
 use crate::training_data::DataOptions;
@@ -39,6 +40,9 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 }
 
 fn tally<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
+    if let Some(path) = &args.json {
+        check_destination("--json", path, [])?;
+    }
     let model = Model::<F>::load(&args.model)?;
     let images = args
         .data

@@ -7,6 +7,7 @@ use tinyfusion::core::Plan;
 use tinyfusion::recover::held_out_loss;
 use tinyfusion::train::Stop;
 
+use crate::destination::check_destination;
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::output::say;
 use crate::selection_file::read_selection_for;
@@ -43,6 +44,9 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 }
 
 fn judge<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
+    if let Some(path) = &args.json {
+        check_destination("--json", path, [])?;
+    }
     let model = Model::<F>::load(&args.model)?;
     let depth = model.depth();
     let selection = match &args.selection {

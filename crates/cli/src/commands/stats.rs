@@ -7,8 +7,8 @@ use tinyfusion::core::Error;
 use tinyfusion::fid::{self, Known, StoredStatistics};
 use tinyfusion::train::Stop;
 
-use super::evaluate::destination::check_destination;
 use super::evaluate::inception::{Input, Network, Set, warn};
+use crate::destination::check_destination;
 use crate::output::say;
 
 /// Reference statistics of images: the .npz that `evaluate` and ADM's evaluator read.

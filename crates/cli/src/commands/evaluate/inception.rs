@@ -12,7 +12,7 @@ use tinyfusion::fid::{
 };
 use tinyfusion::train::Stop;
 
-use super::destination::check_destination;
+use crate::destination::check_destination;
 use crate::output::{complain, progress_bar};
 
 /// What `evaluate --weights` was asked for.

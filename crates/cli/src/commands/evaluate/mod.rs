@@ -1,5 +1,4 @@
 mod classifier;
-pub(super) mod destination;
 pub(super) mod inception;
 
 use std::path::{Path, PathBuf};
@@ -13,7 +12,6 @@ use tinyfusion::fid::{self, Config, FeatureMatrix, Npz, Splits};
 use tinyfusion::train::Stop;
 
 use crate::output::say;
-use destination::check_destination;
 
 /// Compare samples with a reference: FID, sFID, IS, precision, recall, KID.
 ///

@@ -1,3 +1,5 @@
+//! Where results are to be written, looked at before the work.
+
 use std::io;
 use std::path::Path;
 
