@@ -8,9 +8,11 @@ use safetensors::{Dtype, View};
 use serde_json::json;
 use tinyfusion_core::{Result, StateDict};
 
-use crate::atomic::write_atomic;
+use crate::atomic::{stage_seek, write_atomic};
 use crate::dtype::{DTypePolicy, first_non_finite, from_file};
 use crate::hash::Hashing;
+use crate::root::Root;
+use crate::torch::write_torch;
 
 /// Free text stored in a file's header (safetensors' `__metadata__`), in order of the keys.
 pub type Metadata = BTreeMap<String, String>;
@@ -31,6 +33,19 @@ pub fn save(
         Ok(())
     })?;
     Ok(sha256)
+}
+
+/// Writes `tensors` to the PyTorch file `path` (what `torch.load` reads, with `weights_only` too), atomically: a plain
+/// dictionary, or one under each of the `roots`. Refuses NaN and infinite values as [`save`] does.
+pub fn save_torch(
+    path: impl AsRef<Path>,
+    tensors: &StateDict,
+    roots: &[Root],
+    dtype: DTypePolicy,
+) -> Result<()> {
+    let roots: Vec<String> = roots.iter().map(Root::to_string).collect();
+    let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
+    stage_seek(path.as_ref(), |w| write_torch(w, tensors, &roots, dtype))?.commit()
 }
 
 /// Writes the format itself, one tensor in memory at a time, and returns the hash of what was written.

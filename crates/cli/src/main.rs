@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod address;
 mod classifier;
 mod commands;
 mod config_file;
@@ -9,6 +10,7 @@ mod output;
 mod resources;
 mod selection_file;
 mod settings;
+mod source;
 mod training_data;
 
 use std::io::IsTerminal;

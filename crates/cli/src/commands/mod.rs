@@ -3,6 +3,7 @@ mod bench;
 mod cut;
 mod distill;
 mod evaluate;
+pub(crate) mod export;
 mod inspect;
 mod learn;
 mod loss;
@@ -39,6 +40,7 @@ pub(crate) enum Command {
     Cut(cut::Args),
     Narrow(narrow::Args),
     Distill(distill::Args),
+    Export(export::Args),
     Loss(loss::Args),
     Activations(activations::Args),
     Sample(sample::Args),
@@ -59,6 +61,7 @@ impl Command {
             Self::Cut(args) => cut::run(args),
             Self::Narrow(args) => narrow::run(args, stop),
             Self::Distill(args) => distill::run(args, stop),
+            Self::Export(args) => export::run(args),
             Self::Loss(args) => loss::run(args, stop),
             Self::Activations(args) => activations::run(args, stop),
             Self::Sample(args) => sample::run(args, stop),
