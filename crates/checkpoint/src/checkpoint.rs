@@ -3,7 +3,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -254,10 +254,27 @@ impl Checkpoint {
     /// Reads the weights under `root`, one tensor after the other, converting floating-point ones to `dtype`. NaN and
     /// infinite values are an error. Every file is read once, and hashed on the way.
     pub fn load(&self, root: Root, dtype: DTypePolicy, device: &Device) -> Result<Loaded> {
-        let (mut hash, mut tensors) = (Sha256::new(), StateDict::new());
+        let mut tensors = StateDict::new();
+        let loaded = self.load_each(root, dtype, device, &mut |name, tensor| {
+            tensors.insert(name, tensor);
+            Ok(())
+        })?;
+        Ok(Loaded { tensors, ..loaded })
+    }
+
+    /// As [`load`](Self::load), handing each tensor to `sink` as it is read, which need not keep it as it is; the result
+    /// has none.
+    pub fn load_each(
+        &self,
+        root: Root,
+        dtype: DTypePolicy,
+        device: &Device,
+        sink: &mut dyn FnMut(String, Tensor) -> Result<()>,
+    ) -> Result<Loaded> {
+        let mut hash = Sha256::new();
         for file in &self.files {
             let rename = |name: &str| Some(name.strip_prefix(root.prefix())?.to_string());
-            file.read(rename, dtype, device, &mut hash, &mut tensors)?;
+            file.read(rename, dtype, device, &mut hash, sink)?;
         }
         let path = match &self.files[..] {
             [file] => file.path.clone(),
@@ -265,7 +282,7 @@ impl Checkpoint {
         };
         Ok(Loaded {
             path,
-            tensors,
+            tensors: StateDict::new(),
             metadata: self.metadata(),
             sha256: hex(hash),
         })

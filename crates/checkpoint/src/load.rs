@@ -36,7 +36,10 @@ pub fn load_as(path: impl AsRef<Path>, dtype: DTypePolicy, device: &Device) -> R
     let file = header::read(path.as_ref())?;
     let (mut hash, mut tensors) = (Sha256::new(), StateDict::new());
     let own = |name: &str| Some(name.to_string());
-    file.read(own, dtype, device, &mut hash, &mut tensors)?;
+    file.read(own, dtype, device, &mut hash, &mut |name, tensor| {
+        tensors.insert(name, tensor);
+        Ok(())
+    })?;
     Ok(Loaded {
         path: file.path,
         tensors,

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use sha2::Sha256;
-use tinyfusion_core::{Error, Result, StateDict};
+use tinyfusion_core::{Error, Result};
 
 use crate::dtype::{DTypePolicy, first_non_finite};
 use crate::save::Metadata;
 use crate::window::Forwards;
+
+/// Where tensors go that were read.
+pub(crate) type Sink<'a> = &'a mut dyn FnMut(String, Tensor) -> Result<()>;
 
 /// One tensor of a file.
 #[derive(Debug, Clone)]
@@ -46,15 +49,15 @@ pub(crate) struct WeightFile {
 }
 
 impl WeightFile {
-    /// Reads the tensors to which `rename` gives a name into `tensors`, one after the other: the peak is the model and
-    /// its largest tensor. The whole file goes into `hash`.
+    /// Hands the tensors to which `rename` gives a name to `sink`, one after the other: the peak is what that keeps and
+    /// the largest tensor. The whole file goes into `hash`.
     pub(crate) fn read(
         &self,
         rename: impl Fn(&str) -> Option<String>,
         dtype: DTypePolicy,
         device: &Device,
         hash: &mut Sha256,
-        tensors: &mut StateDict,
+        sink: Sink<'_>,
     ) -> Result<()> {
         let mut file = Forwards::new(&self.path, self.length, hash)?;
         let mut wanted = self
@@ -64,10 +67,10 @@ impl WeightFile {
             .peekable();
         while let Some((entry, name)) = wanted.next() {
             let window = file.window(&entry.bytes)?;
-            tensors.insert(name, tensor(&self.path, entry, &window, dtype, device)?);
+            sink(name, tensor(&self.path, entry, &window, dtype, device)?)?;
             // Tied weights share a storage.
             while let Some((other, name)) = wanted.next_if(|(e, _)| e.bytes == entry.bytes) {
-                tensors.insert(name, tensor(&self.path, other, &window, dtype, device)?);
+                sink(name, tensor(&self.path, other, &window, dtype, device)?)?;
             }
         }
         file.finish()

@@ -215,7 +215,7 @@ fn an_index_is_held_to_what_it_says() {
         ("model-1-of-2", "../model-1-of-2", "beside it"),
         ("model-1-of-2", "model-3-of-2", "could not be opened"),
         ("weight_map", "map", "weight_map"),
-        ("\"pos_embed\"", "\"poses\"", "poses"),
+        ("\"pos_embed\"", "\"poses\"", "does not name"),
         ("{", "", "JSON"),
     ] {
         let changed = text.replace(from, to);

@@ -6,7 +6,8 @@ use anyhow::Result;
 use candle_core::Device;
 use serde_json::{Map, Value, json};
 use tinyfusion::checkpoint::{
-    Checkpoint, DTypePolicy, Format, LoadedModel, Provenance, Root, TensorEntry, load_model_dir,
+    Checkpoint, DTypePolicy, Format, Loaded, LoadedModel, Provenance, Root, TensorEntry,
+    load_model_dir,
 };
 use tinyfusion::core::Error;
 use tinyfusion::models::import::{Recognised, Shapes, Sizes, recognise};
@@ -80,17 +81,26 @@ impl Source {
         if self.checkpoint.format() == Format::ModelDir {
             return Ok(load_model_dir(path, DTypePolicy::F32, &Device::Cpu)?);
         }
-        let mut weights = self
-            .checkpoint
-            .load(self.root, DTypePolicy::F32, &Device::Cpu)?;
-        if let Some(recognised) = &self.recognised {
-            for note in &recognised.assumed {
-                tracing::info!("{}: {note}", path.display());
+        let (root, dtype, device) = (self.root, DTypePolicy::F32, Device::Cpu);
+        let weights = match &self.recognised {
+            None => self.checkpoint.load(root, dtype, &device)?,
+            Some(recognised) => {
+                for note in &recognised.assumed {
+                    tracing::info!("{}: {note}", path.display());
+                }
+                let mut translator = recognised.translator();
+                let mut sink = |name, tensor| {
+                    translator
+                        .push(name, tensor)
+                        .map_err(|e| Error::file(path, e))
+                };
+                let loaded = self.checkpoint.load_each(root, dtype, &device, &mut sink)?;
+                Loaded {
+                    tensors: translator.finish().map_err(|e| Error::file(path, e))?,
+                    ..loaded
+                }
             }
-            weights.tensors = recognised
-                .translate(weights.tensors)
-                .map_err(|e| Error::file(&weights.path, e))?;
-        }
+        };
         Ok(LoadedModel {
             weights,
             config: self.config,

@@ -221,7 +221,7 @@ fn a_folder_of_diffusers_computes_what_diffusers_does() {
     let weights = checkpoint
         .load(Root::Plain, DTypePolicy::F32, &Device::Cpu)
         .unwrap();
-    let weights = found.translate(weights.tensors).unwrap();
+    let weights = found.translate(&weights.tensors).unwrap();
     weights.check(&config.params()).unwrap();
     let answers = load(golden("pipeline/answers.safetensors"), &Device::Cpu)
         .unwrap()
@@ -262,8 +262,11 @@ fn blocks_with_embedders_of_their_own_are_an_error() {
     theirs.insert(name, Tensor::ones(8, DType::F32, &Device::Cpu).unwrap());
     let shapes = theirs.iter().map(|(n, t)| (n, t.dims())).collect();
     let found = recognise(&shapes, Some(&described), &Hints::default()).unwrap();
-    let error = found.translate(theirs).unwrap_err().to_string();
-    assert!(error.contains(name) && error.contains("block 0"), "{error}");
+    let error = found.translate(&theirs).unwrap_err().to_string();
+    assert!(
+        error.contains(name) && error.contains("another block"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -403,7 +406,7 @@ proptest! {
         let shapes = theirs.iter().map(|(n, t)| (n, t.dims())).collect();
         let found = recognise(&shapes, Some(&described), &Hints::default()).unwrap();
         prop_assert_eq!(&found.sizes, &Sizes::Dit(config));
-        let back = found.translate(theirs.clone()).unwrap();
+        let back = found.translate(&theirs).unwrap();
         prop_assert!(back.names().eq(weights.names()));
         for ((name, a), (_, b)) in back.iter().zip(weights.iter()) {
             prop_assert_eq!(bits(a), bits(b), "{}", name);

@@ -2,13 +2,14 @@
 
 use std::io::{self, Write};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use tinyfusion_core::StateDict;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use crate::atomic::WriteSeek;
-use crate::dtype::{DTypePolicy, first_non_finite};
+use crate::dtype::DTypePolicy;
+use crate::save::write_values;
 
 /// The folder in the archive; `torch.save` takes the file's name for it.
 const FOLDER: &str = "archive";
@@ -48,20 +49,10 @@ pub(crate) fn write_torch(
     }
     for (i, (name, tensor)) in tensors.iter().enumerate() {
         let stored = dtype.apply(tensor.dtype());
-        // On the host and contiguous from here on, so the view below cannot fail.
-        let on_host = dtype
-            .cast(tensor)
-            .and_then(|t| Ok(t.to_device(&Device::Cpu)?.contiguous()?))
-            .map_err(|e| io::Error::other(format!("`{name}`: {e}")))?;
-        let bytes = safetensors::View::data(&on_host);
-        if let Some((at, value)) = first_non_finite(stored, &bytes) {
-            return Err(io::Error::other(format!(
-                "`{name}` holds {value} at position {at} (stored as {stored:?})"
-            )));
-        }
-        let is_large = bytes.len() as u64 >= u64::from(u32::MAX);
+        let bytes = tensor.elem_count() * stored.size_in_bytes();
+        let is_large = bytes as u64 >= u64::from(u32::MAX);
         zip.start_file(format!("{FOLDER}/data/{i}"), options.large_file(is_large))?;
-        zip.write_all(&bytes)?;
+        write_values(&mut zip, name, tensor, dtype)?;
     }
     zip.finish()?;
     Ok(())

@@ -9,6 +9,8 @@
 //! published `facebook/DiT-XL-2-256` neither; and the norm before its MLP has ε = 1e-5 unless the config says `norm_eps`.
 //! Here the official network is meant.
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -210,7 +212,7 @@ fn same(depth: usize) -> impl Iterator<Item = (String, String)> {
 
 /// Every tensor of the network, as diffusers names it.
 pub(super) fn params(config: &DiTConfig) -> Vec<ParamSpec> {
-    let ours: std::collections::BTreeMap<String, Vec<usize>> = config
+    let ours: BTreeMap<String, Vec<usize>> = config
         .params()
         .into_iter()
         .map(|p| (p.name, p.shape))
@@ -239,54 +241,99 @@ pub(super) fn params(config: &DiTConfig) -> Vec<ParamSpec> {
     specs
 }
 
-/// The weights in the official names, of a dictionary with exactly the names and shapes of the config's.
-///
-/// Takes them one by one, so that no more than a layer is in memory twice.
-pub(super) fn import(config: &DiTConfig, mut weights: StateDict) -> Result<StateDict> {
-    let mut ours = StateDict::new();
-    let mut take = |name: &str| {
-        weights
-            .remove(name)
-            .ok_or_else(|| Error::run(format!("missing tensor `{name}`")))
-    };
-    for i in 0..config.depth {
-        for (name, theirs) in COPIED {
-            let theirs = format!("transformer_blocks.{i}.{theirs}");
-            let copy = take(&theirs)?;
-            match ours.get(name) {
-                None => ours.insert(name, copy),
-                Some(first) if is_equal(first, &copy)? => {}
-                Some(_) => {
-                    return Err(Error::run(format!(
-                        "`{theirs}` differs from that of block 0: blocks with embedders of their own were trained apart, and a \
-                         DiT has one for all"
-                    )));
+/// What becomes of one of diffusers' tensors.
+#[derive(Debug)]
+enum Place {
+    /// It is the one of that name.
+    Same(String),
+    /// It is a copy of it.
+    Copied(&'static str),
+    /// It is the piece of that index.
+    Piece(String, usize),
+}
+
+/// Weights on their way from diffusers' names into the official ones.
+#[derive(Debug)]
+pub(super) struct Importer {
+    config: DiTConfig,
+    places: BTreeMap<String, Place>,
+    /// q, k and v, until the three are there.
+    pieces: BTreeMap<String, [Option<Tensor>; 3]>,
+    ours: StateDict,
+}
+
+impl Importer {
+    pub(super) fn new(config: &DiTConfig) -> Self {
+        let mut places = BTreeMap::new();
+        for (ours, theirs) in same(config.depth) {
+            for part in PARTS {
+                places.insert(
+                    format!("{theirs}.{part}"),
+                    Place::Same(format!("{ours}.{part}")),
+                );
+            }
+        }
+        for i in 0..config.depth {
+            let at = |name: &str| format!("transformer_blocks.{i}.{name}");
+            for (ours, theirs) in COPIED {
+                places.insert(at(theirs), Place::Copied(ours));
+            }
+            for (j, theirs) in QKV.into_iter().enumerate() {
+                for part in PARTS {
+                    let fused = format!("blocks.{i}.attn.qkv.{part}");
+                    places.insert(at(&format!("{theirs}.{part}")), Place::Piece(fused, j));
                 }
             }
         }
-        for part in PARTS {
-            let qkv = QKV.map(|name| take(&format!("transformer_blocks.{i}.{name}.{part}")));
-            let [q, k, v] = qkv;
-            // (3·D, D) or (3·D,)
-            let fused = Tensor::cat(&[q?, k?, v?], 0)?;
-            ours.insert(format!("blocks.{i}.attn.qkv.{part}"), fused);
+        Self {
+            config: config.clone(),
+            places,
+            pieces: BTreeMap::new(),
+            ours: StateDict::new(),
         }
     }
-    for (name, theirs) in same(config.depth) {
-        for part in PARTS {
-            ours.insert(format!("{name}.{part}"), take(&format!("{theirs}.{part}"))?);
+
+    pub(super) fn push(&mut self, name: String, tensor: Tensor) -> Result<()> {
+        match self.places.get(&name) {
+            // Unexpected, and reported as such when the names are compared.
+            None => self.ours.insert(name, tensor),
+            Some(Place::Same(ours)) => self.ours.insert(ours, tensor),
+            Some(Place::Copied(ours)) => match self.ours.get(ours) {
+                None => self.ours.insert(*ours, tensor),
+                Some(first) if is_equal(first, &tensor)? => {}
+                Some(_) => {
+                    return Err(Error::run(format!(
+                        "`{name}` differs from that of another block: blocks with embedders of their own were trained \
+                         apart, and a DiT has one for all"
+                    )));
+                }
+            },
+            Some(Place::Piece(fused, j)) => {
+                let pieces = self.pieces.entry(fused.clone()).or_default();
+                pieces[*j] = Some(tensor);
+                if let [Some(q), Some(k), Some(v)] = &*pieces {
+                    let whole = Tensor::cat(&[q, k, v], 0)?; // (3·D, D) or (3·D,)
+                    self.ours.insert(fused, whole);
+                    self.pieces.remove(fused);
+                }
+            }
         }
+        Ok(())
     }
-    let table = sincos_2d(config.hidden_size, config.grid(), &Device::Cpu)?; // (1, T, D)
-    if let Some(stored) = weights.remove(POSITIONS) {
-        check_positions(POSITIONS, &stored, &table)?;
+
+    pub(super) fn finish(mut self) -> Result<StateDict> {
+        if let Some(fused) = self.pieces.keys().next() {
+            return Err(Error::run(format!(
+                "missing a piece of q, k and v of `{fused}`"
+            )));
+        }
+        let table = sincos_2d(self.config.hidden_size, self.config.grid(), &Device::Cpu)?; // (1, T, D)
+        if let Some(stored) = self.ours.remove(POSITIONS) {
+            check_positions(POSITIONS, &stored, &table)?;
+        }
+        self.ours.insert("pos_embed", table);
+        Ok(self.ours)
     }
-    ours.insert("pos_embed", table);
-    // What is left is unexpected, and is reported as such when the names are compared.
-    for (name, tensor) in weights.iter() {
-        ours.insert(name, tensor.clone());
-    }
-    Ok(ours)
 }
 
 /// The `transformer/config.json` and the weights of diffusers' `DiTTransformer2DModel`; large tensors share storage.

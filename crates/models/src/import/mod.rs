@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use candle_core::Tensor;
 use serde_json::Value;
 use tinyfusion_core::{Error, ParamSpec, Result, StateDict};
 
@@ -107,10 +108,51 @@ pub struct Recognised {
 
 impl Recognised {
     /// The weights in the official names.
-    pub fn translate(&self, weights: StateDict) -> Result<StateDict> {
-        match &self.renamed {
-            Some(config) => diffusers::import(config, weights),
-            None => Ok(weights),
+    pub fn translate(&self, weights: &StateDict) -> Result<StateDict> {
+        let mut translator = self.translator();
+        for (name, tensor) in weights.iter() {
+            translator.push(name.to_string(), tensor.clone())?;
+        }
+        translator.finish()
+    }
+
+    /// As [`translate`](Self::translate), a tensor at a time, in any order.
+    pub fn translator(&self) -> Translator {
+        Translator(match &self.renamed {
+            Some(config) => Names::Diffusers(diffusers::Importer::new(config)),
+            None => Names::Official(StateDict::new()),
+        })
+    }
+}
+
+/// Weights on their way into the official names. What was fused or is a copy of something is not kept: of a whole network no
+/// more than a layer is in memory twice.
+#[derive(Debug)]
+pub struct Translator(Names);
+
+#[derive(Debug)]
+enum Names {
+    Official(StateDict),
+    Diffusers(diffusers::Importer),
+}
+
+impl Translator {
+    /// Takes the next tensor.
+    pub fn push(&mut self, name: String, tensor: Tensor) -> Result<()> {
+        match &mut self.0 {
+            Names::Official(all) => {
+                all.insert(name, tensor);
+                Ok(())
+            }
+            Names::Diffusers(importer) => importer.push(name, tensor),
+        }
+    }
+
+    /// Everything, under the official names.
+    pub fn finish(self) -> Result<StateDict> {
+        match self.0 {
+            Names::Official(all) => Ok(all),
+            Names::Diffusers(importer) => importer.finish(),
         }
     }
 }

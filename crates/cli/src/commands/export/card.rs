@@ -44,11 +44,20 @@ impl Card<'_> {
                 "pipe = DiTPipeline.from_pretrained(FOLDER, vae=AutoencoderKL.from_pretrained(VAE))",
             )
         };
+        let (note, guidance) = if self.samples.classes == 1000 {
+            ("", "")
+        } else {
+            // Written into the pipeline, whatever the network's table of labels.
+            (
+                "# DiTPipeline guides with class 1000, which this network does not have.\n",
+                ", guidance_scale=1.0",
+            )
+        };
         let usage = format!(
             "from diffusers import {import}\n\n{load}\n\
              # The network was trained with time frequencies whose exponents are divided by 128; diffusers' class divides by 127.\n\
-             for block in pipe.transformer.transformer_blocks:\n    block.norm1.emb.time_proj.downscale_freq_shift = 0\n\
-             images = pipe(class_labels=[0, 1], num_inference_steps=50).images\n"
+             for block in pipe.transformer.transformer_blocks:\n    block.norm1.emb.time_proj.downscale_freq_shift = 0\n{note}\
+             images = pipe(class_labels=[0, 1], num_inference_steps=50{guidance}).images\n"
         );
         self.text("diffusers", &usage)
     }
