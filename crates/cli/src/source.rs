@@ -35,7 +35,6 @@ impl Source {
     pub(crate) fn open(address: &Path) -> Result<Self> {
         let address = Address::parse(address)?;
         let checkpoint = Checkpoint::open(&address.path)?;
-        let root = checkpoint.choose(address.root)?;
         if checkpoint.format() == Format::ModelDir {
             if address.says_more() {
                 return Err(Error::usage(format!(
@@ -47,12 +46,13 @@ impl Source {
             let config = checkpoint.config().cloned().unwrap_or_default();
             return Ok(Self {
                 checkpoint,
-                root,
+                root: Root::Plain,
                 config,
                 recognised: None,
                 provenance: Provenance::default(),
             });
         }
+        let root = checkpoint.choose(address.root)?;
         if checkpoint.format() == Format::Safetensors
             && let Some(text) = checkpoint.metadata().get(DESCRIPTION)
         {

@@ -195,7 +195,10 @@ pub fn recognise(shapes: &Shapes<'_>, config: Option<&Value>, hints: &Hints) -> 
         )));
     }
     let unfit = |e: Error| Error::run(e.to_string());
-    found.sizes.validate().map_err(unfit)?;
+    found.sizes.validate().map_err(|e| match hints.num_heads {
+        Some(_) => e, // what the caller said does not fit
+        None => unfit(e),
+    })?;
     match &found.renamed {
         Some(config) => {
             let mut shapes = shapes.clone();
