@@ -81,7 +81,7 @@ pub(crate) fn read(path: &Path) -> Result<WeightFile> {
                 found
             }
         };
-        if (bytes.end - bytes.start) as u128 != tensor.numel as u128 * tensor.width as u128 {
+        if u128::from(bytes.end - bytes.start) != tensor.numel as u128 * tensor.width as u128 {
             return Err(wrong(format!(
                 "`{}` {:?}: its storage {member} has {} bytes, expected {} values of {} bytes",
                 tensor.name,

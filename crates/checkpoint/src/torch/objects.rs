@@ -47,11 +47,11 @@ pub(super) fn tensors(object: &Object) -> Result<(Vec<Described>, Vec<String>), 
                 for (key, value) in pairs {
                     let name = label(key);
                     if name != METADATA {
-                        found.push(entry(format!("{}{name}", root.prefix()), key, value)?);
+                        found.push(entry(&format!("{}{name}", root.prefix()), key, value)?);
                     }
                 }
             }
-            (false, ..) if arguments(value).is_some() => found.push(entry(text, key, value)?),
+            (false, ..) if arguments(value).is_some() => found.push(entry(&text, key, value)?),
             _ => others.push(text),
         }
     }
@@ -99,13 +99,13 @@ fn label(key: &Object) -> String {
     }
 }
 
-fn entry(name: String, key: &Object, value: &Object) -> Result<Described, String> {
+fn entry(name: &str, key: &Object, value: &Object) -> Result<Described, String> {
     if !matches!(key, Object::Unicode(text) if text.len() <= 200) {
         return Err(format!("has the key {name}…, which is no name of a tensor"));
     }
     let arguments = arguments(value)
         .ok_or_else(|| format!("holds `{name}`, which is no tensor; save the tensors alone"))?;
-    described(&name, arguments).map_err(|e| format!("holds `{name}`, a tensor with {e}"))
+    described(name, arguments).map_err(|e| format!("holds `{name}`, a tensor with {e}"))
 }
 
 /// The arguments of `torch._utils._rebuild_tensor_v2`, if that is what makes the value, perhaps as a parameter.
