@@ -102,8 +102,7 @@ pub(crate) fn write_safetensors(
     Ok(to.hex())
 }
 
-/// Writes the values of a tensor, a piece after the other: copies of whole tensors, each of another size, would leave as
-/// much memory behind as a third of a network.
+/// Writes the values of a tensor, a piece after the other, so that no copy of a whole tensor is made.
 pub(crate) fn write_values(
     to: &mut dyn Write,
     name: &str,

@@ -3,7 +3,6 @@
 mod bounds;
 mod classifier;
 mod dit;
-/// Networks recognised by the names and shapes of their tensors, and the names of diffusers.
 pub mod import;
 mod mar;
 mod presets;
