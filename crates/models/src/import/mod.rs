@@ -1,7 +1,7 @@
 //! Which network a checkpoint holds, told from the names and shapes of its tensors.
 //!
 //! What shapes cannot tell (heads; whether a network is a DiT or a SiT, whose keys are alike) comes from the caller
-//! ([`Hints`](crate::import::Hints)) or from the published size of the same width, and every such assumption is listed ([`Recognised::assumed`](crate::import::Recognised::assumed)).
+//! ([`Hints`]) or from the published size of the same width, and every such assumption is listed ([`Recognised::assumed`]).
 
 pub mod diffusers;
 mod latent;
