@@ -1,7 +1,7 @@
 //! Files that are either whole or not there.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
@@ -51,16 +51,49 @@ pub fn remove_partials(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
+/// Writes the folder `dir`, which must not exist, so that it is there whole or not at all: `fill` writes its files
+/// into a folder beside its place, which is renamed when they are all there.
+pub fn write_folder(dir: impl AsRef<Path>, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let dir = dir.as_ref();
+    if dir.exists() {
+        return Err(Error::usage(format!(
+            "{} exists; a new folder is written",
+            dir.display()
+        )));
+    }
+    let failed = |e: &io::Error| not_written(dir, e);
+    let parent = folder_of(dir);
+    fs::create_dir_all(parent).map_err(|e| failed(&e))?;
+    let temp = builder(0o777).tempdir_in(parent).map_err(|e| failed(&e))?;
+    fill(temp.path())?;
+    fs::rename(temp.path(), dir).map_err(|e| failed(&e))?;
+    let _ = temp.keep(); // it has moved: nothing to clean up
+    sync_folder(parent)
+}
+
 /// A file that is wholly on disk but not yet in its place. Dropping it removes it.
 pub(crate) struct Staged {
     temp: NamedTempFile,
     path: PathBuf,
 }
 
+/// What a format that patches its headers is written to.
+pub(crate) trait WriteSeek: Write + Seek {}
+
+impl<T: Write + Seek> WriteSeek for T {}
+
 /// The first half of [`write_atomic`]: everything but the rename.
 pub(crate) fn stage(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<Staged> {
+    stage_seek(path, |w| write(w))
+}
+
+/// As [`stage`], for a writer that goes back.
+pub(crate) fn stage_seek(
+    path: &Path,
+    write: impl FnOnce(&mut dyn WriteSeek) -> io::Result<()>,
 ) -> Result<Staged> {
     let mut temp = builder(0o666)
         .tempfile_in(folder_of(path))
@@ -82,7 +115,10 @@ impl Staged {
     }
 }
 
-fn fill(file: &mut File, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+fn fill(
+    file: &mut File,
+    write: impl FnOnce(&mut dyn WriteSeek) -> io::Result<()>,
+) -> io::Result<()> {
     let mut buffered = BufWriter::with_capacity(1 << 20, &mut *file);
     write(&mut buffered)?;
     buffered.flush()?;

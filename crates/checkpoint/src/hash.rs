@@ -22,7 +22,12 @@ pub fn sha256_file(path: impl AsRef<Path>) -> Result<String> {
     }
 }
 
-/// A reader or writer that hashes everything passing through it.
+/// The hash of what went into `hash`, in lower-case hexadecimal.
+pub(crate) fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A writer that hashes everything passing through it.
 pub(crate) struct Hashing<T> {
     inner: T,
     hash: Sha256,
@@ -38,19 +43,7 @@ impl<T> Hashing<T> {
 
     /// The hash of everything so far, in lower-case hexadecimal.
     pub(crate) fn hex(self) -> String {
-        self.hash
-            .finalize()
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect()
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..n]);
-        Ok(n)
+        hex(self.hash)
     }
 }
 

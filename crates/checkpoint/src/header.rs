@@ -1,49 +1,21 @@
 //! The header of a safetensors file: what is in it, without its data.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use safetensors::Dtype;
 use safetensors::tensor::Metadata as FileMetadata;
 use tinyfusion_core::{Error, Result};
 
-use crate::save::Metadata;
+use crate::dtype::from_file;
+use crate::weight_file::{Entry, WeightFile};
+use crate::window::open;
 
 /// The library's own limit.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// One tensor of a file.
-pub(crate) struct Entry {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) dtype: Dtype,
-    /// Bytes of data.
-    pub(crate) len: usize,
-}
-
-/// What a file promises.
-pub(crate) struct Header {
-    pub(crate) metadata: Metadata,
-    /// In the order of their data, which begins right behind the header and has no gaps.
-    pub(crate) entries: Vec<Entry>,
-}
-
-pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
-    let failed = |e: std::io::Error| Error::file(path, format!("could not be opened: {e}"));
-    let file = File::open(path).map_err(failed)?;
-    let meta = file.metadata().map_err(failed)?;
-    if !meta.is_file() {
-        return Err(Error::file(
-            path,
-            "is not a file; a safetensors file is expected",
-        ));
-    }
-    Ok((file, meta.len()))
-}
-
-/// Reads and checks the header from `reader`, which stands at the start of a file of `length` bytes.
-pub(crate) fn read(path: &Path, reader: &mut impl Read, length: u64) -> Result<Header> {
+/// Reads and checks the header of the file `path`.
+pub(crate) fn read(path: &Path) -> Result<WeightFile> {
+    let (mut reader, length) = open(path)?;
     let wrong = |what: String| Error::file(path, what);
     let unread = |e: std::io::Error| Error::file(path, format!("could not be read: {e}"));
     if length < 8 {
@@ -55,7 +27,7 @@ pub(crate) fn read(path: &Path, reader: &mut impl Read, length: u64) -> Result<H
     reader.read_exact(&mut size).map_err(unread)?;
     if size.starts_with(b"PK") {
         return Err(wrong(
-            "is a zip archive (a .pt or .npz file?); a safetensors file is expected".into(),
+            "is a zip archive (a .pt or .npz file?); a safetensors file is expected here".into(),
         ));
     }
     let size = u64::from_le_bytes(size);
@@ -89,6 +61,7 @@ pub(crate) fn read(path: &Path, reader: &mut impl Read, length: u64) -> Result<H
             "{what}: {expected} bytes of tensor data are expected, {found} are there"
         )));
     }
+    let data = 8 + size; // where it begins
     let mut entries = Vec::new();
     for name in parsed.offset_keys() {
         let Some(info) = parsed.info(&name) else {
@@ -106,10 +79,13 @@ pub(crate) fn read(path: &Path, reader: &mut impl Read, length: u64) -> Result<H
                 info.shape
             )));
         }
+        let (start, end) = info.data_offsets;
         entries.push(Entry {
             shape: info.shape.clone(),
-            dtype: info.dtype,
-            len: info.data_offsets.1 - info.data_offsets.0,
+            dtype: info.dtype.to_string(),
+            kind: from_file(info.dtype),
+            bytes: data + start as u64..data + end as u64,
+            view: None,
             name,
         });
     }
@@ -119,5 +95,11 @@ pub(crate) fn read(path: &Path, reader: &mut impl Read, length: u64) -> Result<H
         .flatten()
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect();
-    Ok(Header { metadata, entries })
+    Ok(WeightFile {
+        path: path.to_path_buf(),
+        length,
+        entries,
+        metadata,
+        others: Vec::new(),
+    })
 }

@@ -6,9 +6,10 @@ use serde_json::Value;
 use tinyfusion_core::Result;
 
 use crate::blocks::block_index;
-use crate::header;
-use crate::model_dir::{WEIGHTS_FILE, read_config};
+use crate::checkpoint::{Checkpoint, Format};
+use crate::model_dir::read_config;
 use crate::provenance::Provenance;
+use crate::root::Root;
 use crate::save::Metadata;
 
 /// One tensor of a file.
@@ -25,8 +26,14 @@ pub struct TensorEntry {
 /// What can be told about a weight file or a model directory without reading its data.
 #[derive(Debug, Clone, Serialize)]
 pub struct Inspection {
-    /// The weight file.
+    /// The weight file; what was looked at, where it has several.
     pub path: PathBuf,
+    /// How it is stored.
+    pub format: Format,
+    /// The dictionaries that it has.
+    pub roots: Vec<Root>,
+    /// What a PyTorch file holds beside them: `opt`, `args`, …
+    pub others: Vec<String>,
     /// Its size.
     pub bytes: u64,
     /// Its tensors, by name.
@@ -38,7 +45,7 @@ pub struct Inspection {
     pub blocks: BTreeMap<String, usize>,
     /// Free text from the file's header.
     pub metadata: Metadata,
-    /// The config, for a model directory.
+    /// The config, for a model directory and for a network of diffusers.
     pub config: Option<Value>,
     /// Where the weights came from, for a model directory.
     pub provenance: Option<Provenance>,
@@ -47,47 +54,49 @@ pub struct Inspection {
     pub recorded_sha256: Option<String>,
 }
 
-/// Reads the header of a safetensors file, or of the one in a model directory with its config.
-pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
-    let path = path.as_ref();
-    let config = if path.is_dir() {
-        Some(read_config(path)?)
-    } else {
-        None
+/// Looks at a checkpoint of any [`Format`]: its headers, and a model directory's config. `root` picks a dictionary where
+/// there are several; without it only the only one is listed.
+pub fn inspect_root(path: impl AsRef<Path>, root: Option<Root>) -> Result<Inspection> {
+    let checkpoint = Checkpoint::open(path)?;
+    let own = match checkpoint.format() {
+        Format::ModelDir => Some(read_config(checkpoint.path())?),
+        _ => None,
     };
-    let path = if config.is_some() {
-        path.join(WEIGHTS_FILE)
-    } else {
-        path.to_path_buf()
+    let root = match (root, checkpoint.roots()) {
+        (None, []) => Root::Plain,
+        (None, [_, _, ..]) => Root::Plain, // all, each with its root before its name
+        _ => checkpoint.choose(root)?,
     };
-    let (mut file, bytes) = header::open(&path)?;
-    let header = header::read(&path, &mut file, bytes)?;
-    let mut tensors: Vec<TensorEntry> = header
-        .entries
-        .into_iter()
-        .map(|e| TensorEntry {
-            name: e.name,
-            shape: e.shape,
-            dtype: e.dtype.to_string(),
-        })
-        .collect();
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let tensors = checkpoint.tensors(root);
+    let mut files = checkpoint.files();
+    let path = match (files.next(), files.next()) {
+        (Some(file), None) => file.to_path_buf(),
+        _ => checkpoint.path().to_path_buf(),
+    };
     Ok(Inspection {
-        bytes,
+        path,
+        format: checkpoint.format(),
+        roots: checkpoint.roots().to_vec(),
+        others: checkpoint.others(),
+        bytes: checkpoint.bytes(),
         parameters: tensors
             .iter()
             .map(|t| t.shape.iter().product::<usize>())
             .sum(),
         blocks: block_stacks(tensors.iter().map(|t| t.name.as_str())),
         tensors,
-        metadata: header.metadata,
-        provenance: config.as_ref().map(|c| c.provenance.clone()),
-        recorded_sha256: config
+        metadata: checkpoint.metadata(),
+        provenance: own.as_ref().map(|c| c.provenance.clone()),
+        recorded_sha256: own
             .as_ref()
             .and_then(|c| Some(c.weights.as_ref()?.sha256.clone())),
-        config: config.map(|c| c.into_config()),
-        path,
+        config: checkpoint.config().cloned(),
     })
+}
+
+/// As [`inspect_root`] without a choice.
+pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
+    inspect_root(path, None)
 }
 
 /// Prefixes before the first number of a key and how many numbers they have. Only runs from 0 without

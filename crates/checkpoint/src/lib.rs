@@ -2,6 +2,7 @@
 
 mod atomic;
 mod blocks;
+mod checkpoint;
 mod dtype;
 mod hash;
 mod header;
@@ -12,12 +13,16 @@ mod narrow;
 mod provenance;
 mod root;
 mod save;
+mod torch;
+mod weight_file;
+mod window;
 
-pub use atomic::{remove_partials, write_atomic};
+pub use atomic::{remove_partials, write_atomic, write_folder};
 pub use blocks::{block_of, keep_blocks};
+pub use checkpoint::{Checkpoint, Format};
 pub use dtype::DTypePolicy;
 pub use hash::sha256_file;
-pub use inspect::{Inspection, TensorEntry, inspect};
+pub use inspect::{Inspection, TensorEntry, inspect, inspect_root};
 pub use load::{Loaded, load, load_as, load_expected};
 pub use model_dir::{
     CONFIG_FILE, LoadedModel, WEIGHTS_FILE, load_model_dir, save_model_dir, save_model_dir_with,
@@ -25,4 +30,4 @@ pub use model_dir::{
 pub use narrow::keep_groups;
 pub use provenance::{Narrowed, Provenance};
 pub use root::Root;
-pub use save::{Metadata, save};
+pub use save::{Metadata, save, save_torch};

@@ -1,14 +1,14 @@
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
+use sha2::{Digest, Sha256};
 use tinyfusion_core::{Error, ParamSpec, Result, StateDict};
 
-use crate::dtype::{DTypePolicy, first_non_finite, from_file};
-use crate::hash::Hashing;
+use crate::dtype::DTypePolicy;
+use crate::hash::hex;
+use crate::header;
 use crate::root::Root;
 use crate::save::Metadata;
-use crate::{header, header::Entry};
 
 /// The content of a weight file.
 #[derive(Debug, Clone)]
@@ -19,7 +19,8 @@ pub struct Loaded {
     pub tensors: StateDict,
     /// Free text from the file's header.
     pub metadata: Metadata,
-    /// SHA-256 of the file, in lower-case hexadecimal.
+    /// SHA-256 of the file, in lower-case hexadecimal; of several files, of their contents one after the other in the
+    /// order of their names.
     pub sha256: String,
 }
 
@@ -32,21 +33,18 @@ pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Loaded> {
 
 /// As [`load`], converting floating-point tensors to `dtype`.
 pub fn load_as(path: impl AsRef<Path>, dtype: DTypePolicy, device: &Device) -> Result<Loaded> {
-    let path = path.as_ref();
-    let (file, length) = header::open(path)?;
-    let mut reader = Hashing::new(file);
-    let header = header::read(path, &mut reader, length)?;
-    let mut tensors = StateDict::new();
-    for entry in &header.entries {
-        // One tensor after the other: the peak is the model and its largest tensor, not the model twice.
-        let tensor = read_tensor(path, &mut reader, entry, dtype, device)?;
-        tensors.insert(&entry.name, tensor);
-    }
+    let file = header::read(path.as_ref())?;
+    let (mut hash, mut tensors) = (Sha256::new(), StateDict::new());
+    let own = |name: &str| Some(name.to_string());
+    file.read(own, dtype, device, &mut hash, &mut |name, tensor| {
+        tensors.insert(name, tensor);
+        Ok(())
+    })?;
     Ok(Loaded {
-        path: path.to_path_buf(),
+        path: file.path,
         tensors,
-        metadata: header.metadata,
-        sha256: reader.hex(),
+        metadata: file.metadata,
+        sha256: hex(hash),
     })
 }
 
@@ -77,49 +75,4 @@ impl Loaded {
             .map_err(|e| Error::file(&self.path, e))?;
         Ok(self)
     }
-}
-
-fn read_tensor(
-    path: &Path,
-    reader: &mut impl Read,
-    entry: &Entry,
-    dtype: DTypePolicy,
-    device: &Device,
-) -> Result<Tensor> {
-    let Entry {
-        name,
-        shape,
-        dtype: stored,
-        len,
-    } = entry;
-    let Some(stored) = from_file(*stored) else {
-        return Err(Error::file(
-            path,
-            format!(
-                "`{name}` {shape:?} is stored as {stored}; u8, u32, i16, i32, i64, f16, bf16, f32 and f64 are read"
-            ),
-        ));
-    };
-    let mut bytes = vec![0u8; *len];
-    reader
-        .read_exact(&mut bytes)
-        .map_err(|e| Error::file(path, format!("`{name}` could not be read: {e}")))?;
-    if let Some((at, value)) = first_non_finite(stored, &bytes) {
-        return Err(Error::file(
-            path,
-            format!(
-                "`{name}` {shape:?} holds {value} at position {at}; finite values are expected"
-            ),
-        ));
-    }
-    let failed = |e: Error| Error::file(path, format!("`{name}` {shape:?}: {e}"));
-    // Converted on the host where possible, so that the device holds one copy.
-    let on_host = Tensor::from_raw_buffer(&bytes, stored, shape, &Device::Cpu)
-        .map_err(|e| failed(e.into()))?;
-    drop(bytes);
-    dtype
-        .cast(&on_host)
-        .map_err(failed)?
-        .to_device(device)
-        .map_err(|e| failed(e.into()))
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tinyfusion_core::{Error, ParamSpec, Result, StateDict};
 
-use crate::atomic::{self, Staged, folder_of, not_written, stage, sync_folder};
+use crate::atomic::{Staged, stage, write_folder};
 use crate::dtype::DTypePolicy;
 use crate::load::{Loaded, load_as};
 use crate::provenance::Provenance;
@@ -102,20 +102,13 @@ pub fn save_model_dir_with(
         }
         return Ok(sha256);
     }
-    let failed = |e: &std::io::Error| not_written(dir, e);
-    let parent = folder_of(dir);
-    fs::create_dir_all(parent).map_err(|e| failed(&e))?;
-    let temp = atomic::builder(0o777)
-        .tempdir_in(parent)
-        .map_err(|e| failed(&e))?;
-    let (staged, sha256) = stage_all(temp.path())?;
-    for file in staged {
-        file.commit()?;
-    }
-    fs::rename(temp.path(), dir).map_err(|e| failed(&e))?;
-    let _ = temp.keep(); // it has moved: nothing to clean up
-    sync_folder(parent)?;
-    Ok(sha256)
+    let mut written = String::new();
+    write_folder(dir, |folder| {
+        let (staged, sha256) = stage_all(folder)?;
+        written = sha256;
+        staged.into_iter().try_for_each(Staged::commit)
+    })?;
+    Ok(written)
 }
 
 /// Weights and config, whole on disk in `folder` but not yet in their places; in the order in which

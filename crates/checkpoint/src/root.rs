@@ -7,7 +7,7 @@ use tinyfusion_core::{Error, Result, StateDict};
 /// Which of the dictionaries in a checkpoint is meant: chosen by the caller, never guessed, because
 /// the raw and the averaged weights load equally well and give different images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Root {
     /// The keys as they are.
     Plain,
@@ -15,11 +15,13 @@ pub enum Root {
     Ema,
     /// The raw weights, keys under `model.`.
     Model,
+    /// The averaged weights as MAR's code calls them, keys under `model_ema.`.
+    ModelEma,
 }
 
 impl Root {
     /// All roots.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::Ema, Self::Model];
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Ema, Self::Model, Self::ModelEma];
 
     /// What stands before the keys.
     pub fn prefix(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Root {
             Self::Plain => "",
             Self::Ema => "ema.",
             Self::Model => "model.",
+            Self::ModelEma => "model_ema.",
         }
     }
 
@@ -53,14 +56,17 @@ impl Root {
             .collect())
     }
 
-    /// The roots that a dictionary has: `ema` and/or `model`, or else `plain`.
+    /// The roots that a dictionary has: those of `ema`, `model` and `model_ema` that are there, or else `plain`.
     pub fn present(tensors: &StateDict) -> Vec<Self> {
-        let has = |root: Self| tensors.names().any(|n| n.starts_with(root.prefix()));
-        let rooted: Vec<Self> = [Self::Ema, Self::Model]
-            .into_iter()
-            .filter(|&r| has(r))
-            .collect();
-        if rooted.is_empty() && !tensors.is_empty() {
+        Self::among(&tensors.names().collect::<Vec<_>>())
+    }
+
+    /// As [`present`](Self::present), of the names alone.
+    pub(crate) fn among(names: &[&str]) -> Vec<Self> {
+        let has = |root: &Self| names.iter().any(|n| n.starts_with(root.prefix()));
+        let rooted = [Self::Ema, Self::Model, Self::ModelEma];
+        let rooted: Vec<Self> = rooted.into_iter().filter(has).collect();
+        if rooted.is_empty() && !names.is_empty() {
             vec![Self::Plain]
         } else {
             rooted
@@ -74,6 +80,7 @@ impl fmt::Display for Root {
             Self::Plain => "plain",
             Self::Ema => "ema",
             Self::Model => "model",
+            Self::ModelEma => "model_ema",
         })
     }
 }
@@ -86,7 +93,9 @@ impl FromStr for Root {
             .into_iter()
             .find(|r| r.to_string() == text)
             .ok_or_else(|| {
-                Error::usage(format!("root `{text}`: expected `plain`, `ema` or `model`"))
+                Error::usage(format!(
+                    "root `{text}`: expected `plain`, `ema`, `model` or `model_ema`"
+                ))
             })
     }
 }

@@ -6,11 +6,13 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, View};
 use serde_json::json;
-use tinyfusion_core::{Result, StateDict};
+use tinyfusion_core::{Error, Result, StateDict};
 
-use crate::atomic::write_atomic;
+use crate::atomic::{stage_seek, write_atomic};
 use crate::dtype::{DTypePolicy, first_non_finite, from_file};
 use crate::hash::Hashing;
+use crate::root::Root;
+use crate::torch::write_torch;
 
 /// Free text stored in a file's header (safetensors' `__metadata__`), in order of the keys.
 pub type Metadata = BTreeMap<String, String>;
@@ -31,6 +33,19 @@ pub fn save(
         Ok(())
     })?;
     Ok(sha256)
+}
+
+/// Writes `tensors` to the PyTorch file `path` (what `torch.load` reads, with `weights_only` too), atomically: a plain
+/// dictionary, or one under each of the `roots`. Refuses NaN and infinite values as [`save`] does.
+pub fn save_torch(
+    path: impl AsRef<Path>,
+    tensors: &StateDict,
+    roots: &[Root],
+    dtype: DTypePolicy,
+) -> Result<()> {
+    let roots: Vec<String> = roots.iter().map(Root::to_string).collect();
+    let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
+    stage_seek(path.as_ref(), |w| write_torch(w, tensors, &roots, dtype))?.commit()
 }
 
 /// Writes the format itself, one tensor in memory at a time, and returns the hash of what was written.
@@ -81,19 +96,38 @@ pub(crate) fn write_safetensors(
     let mut to = Hashing::new(to);
     to.write_all(&(header.len() as u64).to_le_bytes())?;
     to.write_all(&header)?;
-    for (name, tensor, stored) in entries {
-        // On the host and contiguous from here on, so the view below cannot fail.
-        let on_host = dtype
-            .cast(tensor)
-            .and_then(|t| Ok(t.to_device(&Device::Cpu)?.contiguous()?))
-            .map_err(|e| io::Error::other(format!("`{name}`: {e}")))?;
-        let bytes = on_host.data();
-        if let Some((at, value)) = first_non_finite(stored, &bytes) {
+    for (name, tensor, _) in entries {
+        write_values(&mut to, name, tensor, dtype)?;
+    }
+    Ok(to.hex())
+}
+
+/// Writes the values of a tensor, a piece after the other, so that no copy of a whole tensor is made.
+pub(crate) fn write_values(
+    to: &mut dyn Write,
+    name: &str,
+    tensor: &Tensor,
+    dtype: DTypePolicy,
+) -> io::Result<()> {
+    const PIECE: usize = 1 << 20;
+    let failed = |e: Error| io::Error::other(format!("`{name}`: {e}"));
+    let flat = tensor.flatten_all().map_err(|e| failed(e.into()))?;
+    for start in (0..flat.elem_count()).step_by(PIECE) {
+        let piece = || -> Result<Tensor> {
+            let piece = flat.narrow(0, start, PIECE.min(flat.elem_count() - start))?;
+            // On the host and contiguous from here on, so the view below cannot fail.
+            Ok(dtype.cast(&piece)?.to_device(&Device::Cpu)?.contiguous()?)
+        };
+        let piece = piece().map_err(failed)?;
+        let bytes = piece.data();
+        if let Some((at, value)) = first_non_finite(piece.dtype(), &bytes) {
             return Err(io::Error::other(format!(
-                "`{name}` holds {value} at position {at} (stored as {stored:?})"
+                "`{name}` holds {value} at position {} (stored as {:?})",
+                start + at,
+                piece.dtype()
             )));
         }
         to.write_all(&bytes)?;
     }
-    Ok(to.hex())
+    Ok(())
 }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod address;
 mod classifier;
 mod commands;
 mod config_file;
@@ -10,6 +11,7 @@ mod output;
 mod resources;
 mod selection_file;
 mod settings;
+mod source;
 mod training_data;
 mod vae;
 

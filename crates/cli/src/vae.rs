@@ -4,14 +4,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use tinyfusion::checkpoint::{DTypePolicy, Loaded, load_as};
+use tinyfusion::checkpoint::{Checkpoint, DTypePolicy, Loaded};
 use tinyfusion::core::Error;
 use tinyfusion::data::to_uint8;
 use tinyfusion::models::vae::Layout;
 use tinyfusion::models::{AutoencoderKl, VaeConfig};
 
 /// Names that weights have in a folder, in the order in which they are looked for.
-const WEIGHTS: [&str; 2] = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
+const WEIGHTS: [&str; 3] = [
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.bin",
+];
 
 /// An autoencoder with the hash of its weights.
 pub(crate) struct Vae {
@@ -27,7 +31,9 @@ impl Vae {
             true => of_folder(path)?,
             false => (None, path.to_path_buf()),
         };
-        let loaded = load_as(&weights, DTypePolicy::F32, &Device::Cpu)?;
+        let file = Checkpoint::open(&weights)?;
+        // Published files hold the one network, under `model` or plainly.
+        let loaded = file.load(file.choose(None)?, DTypePolicy::F32, &Device::Cpu)?;
         let config = match config {
             Some(config) => config,
             None => known_sizes(&loaded)?,

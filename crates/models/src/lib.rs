@@ -3,6 +3,7 @@
 mod bounds;
 mod classifier;
 mod dit;
+pub mod import;
 mod mar;
 mod presets;
 mod sit;

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     images: PathBuf,
     /// Folder that gets latents.json and the shards
     out: PathBuf,
-    /// Autoencoder: a diffusers folder, or a .safetensors file of Stable Diffusion's or MAR's
+    /// Autoencoder: a diffusers folder, or a .safetensors, .pt or .ckpt file of Stable Diffusion's or MAR's
     #[arg(long, value_name = "VAE")]
     vae: PathBuf,
     /// Side of the images in pixels

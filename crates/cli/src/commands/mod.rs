@@ -4,6 +4,7 @@ mod cut;
 mod distill;
 mod encode;
 mod evaluate;
+pub(crate) mod export;
 mod inspect;
 mod learn;
 mod loss;
@@ -41,6 +42,7 @@ pub(crate) enum Command {
     Narrow(narrow::Args),
     Distill(distill::Args),
     Encode(encode::Args),
+    Export(export::Args),
     Loss(loss::Args),
     Activations(activations::Args),
     Sample(sample::Args),
@@ -62,6 +64,7 @@ impl Command {
             Self::Narrow(args) => narrow::run(args, stop),
             Self::Distill(args) => distill::run(args, stop),
             Self::Encode(args) => encode::run(args, stop),
+            Self::Export(args) => export::run(args),
             Self::Loss(args) => loss::run(args, stop),
             Self::Activations(args) => activations::run(args, stop),
             Self::Sample(args) => sample::run(args, stop),

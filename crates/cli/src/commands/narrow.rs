@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
-use tinyfusion::checkpoint::{DTypePolicy, Narrowed, Provenance, inspect};
+use tinyfusion::checkpoint::{DTypePolicy, Narrowed, Provenance};
 use tinyfusion::core::{
     BlockLayout, Error, Group, LatentBatch, Selection, StateDict, WidthGroups, WidthPart,
 };
@@ -20,6 +20,7 @@ use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::selection_file::SELECTION_FILE;
 use crate::settings::finite;
+use crate::source::parameters_of;
 use crate::training_data::DataOptions;
 
 /// Cut in width: remove the least important heads and MLP channels of every block (Diff-Pruning).
@@ -353,7 +354,7 @@ impl Budget {
         let parameters = match (self.ratio, self.parameters, &self.parameters_of) {
             (Some(ratio), _, _) => return Ok(ratio),
             (None, Some(parameters), _) => parameters,
-            (None, None, Some(model)) => inspect(model)?.parameters,
+            (None, None, Some(model)) => parameters_of(model)?,
             (None, None, None) => unreachable!("clap requires one of the three"),
         };
         Ok(ratio_for_parameters(weights, groups, parameters)?)

@@ -2,9 +2,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::Device;
 use serde::Serialize;
-use tinyfusion::checkpoint::{DTypePolicy, Provenance, load_model_dir};
+use tinyfusion::checkpoint::Provenance;
 use tinyfusion::core::Error;
 use tinyfusion::data::shapes::{self, Split};
 use tinyfusion::diffusion::{BetaSchedule, DiffusionConfig, InterpolantConfig, Variance};
@@ -18,6 +17,7 @@ use crate::model::save_classifier;
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::settings::{ExportOptions, FitOptions, defaults_text};
+use crate::source::Source;
 use crate::training_data::DataOptions;
 
 /// Train one of the embedded experiment's teachers, or its classifier.
@@ -54,7 +54,7 @@ struct Options {
     /// What to train
     #[arg(long)]
     what: Option<What>,
-    /// Begin with the weights of this model directory, whose tensors must be the same by name and shape, and not
+    /// Begin with the weights of this model, whose tensors must be the same by name and shape, and not
     /// with fresh ones: a DiT's can become a SiT's
     #[arg(long, value_name = "MODEL")]
     from: Option<PathBuf>,
@@ -231,8 +231,7 @@ impl Job<'_> {
         let (weights, from) = match &o.from {
             None => (F::init(&config, self.seed)?, None),
             Some(path) => {
-                let from = load_model_dir(path, DTypePolicy::F32, &Device::Cpu)?
-                    .checked(&F::params(&config))?;
+                let from = Source::open(path)?.load()?.checked(&F::params(&config))?;
                 (
                     from.weights.tensors,
                     Some((from.weights.sha256, from.provenance)),

@@ -1,11 +1,16 @@
 use anyhow::Result;
 use candle_core::Device;
+use serde_json::{Value, json};
 use tinyfusion::checkpoint::keep_blocks;
 use tinyfusion::core::{BlockLayout, Error, ParamSpec, StateDict, WidthGroups};
-use tinyfusion::diffusion::{DenoisingObjective, DiffusionConfig, GaussianDiffusion, LabelDrop};
+use tinyfusion::diffusion::{
+    BetaSchedule, DenoisingObjective, DiffusionConfig, GaussianDiffusion, LabelDrop, Target,
+};
+use tinyfusion::models::import::diffusers;
 use tinyfusion::models::{DiT, DiTConfig};
 
 use super::{Family, Model, Samples};
+use crate::commands::export::{ForDiffusers, ForOriginal};
 use crate::commands::sample::{Drawing, GaussianDrawing, Settings};
 
 /// DiT (Peebles & Xie, 2212.09748).
@@ -16,6 +21,10 @@ impl Family for Dit {
     const PROCESS: Option<&'static str> = Some("diffusion");
     const STAGES: &'static [&'static str] = &["blocks"];
     const BETA: f64 = 1e-2;
+    const ORIGINAL: ForOriginal = ForOriginal {
+        file: "model.pt",
+        roots: &[],
+    };
     type Config = DiTConfig;
     type Process = DiffusionConfig;
     type Net = DiT;
@@ -109,12 +118,48 @@ impl Family for Dit {
         DenoisingObjective::new(GaussianDiffusion::new(process.clone())?, labels)
     }
 
+    fn for_diffusers(
+        config: &DiTConfig,
+        process: &DiffusionConfig,
+        weights: &StateDict,
+    ) -> tinyfusion::core::Result<ForDiffusers> {
+        let (described, weights) = diffusers::export(config, weights)?;
+        Ok(ForDiffusers {
+            config: described,
+            scheduler: scheduler(process)?,
+            weights,
+        })
+    }
+
     fn drawing<'a>(
         model: &'a Model<Self>,
         settings: &'a Settings,
     ) -> Result<Box<dyn Drawing + 'a>> {
         Ok(Box::new(GaussianDrawing::new(model, settings)?))
     }
+}
+
+/// The process as a DDIMScheduler of diffusers, whose chain is the trained one.
+fn scheduler(process: &DiffusionConfig) -> tinyfusion::core::Result<Value> {
+    let betas = process.schedule.betas(process.steps)?;
+    let schedule = match process.schedule {
+        BetaSchedule::Linear => "linear",
+        BetaSchedule::Cosine => "squaredcos_cap_v2",
+    };
+    let target = match process.target {
+        Target::Noise => "epsilon",
+        Target::XStart => "sample",
+    };
+    Ok(json!({
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": "0.42.1",
+        "beta_start": betas.first(),
+        "beta_end": betas.last(),
+        "beta_schedule": schedule,
+        "clip_sample": false,
+        "num_train_timesteps": process.steps,
+        "prediction_type": target,
+    }))
 }
 
 /// How labels are dropped in training, and not at all in judging.

@@ -1,10 +1,12 @@
 use anyhow::Result;
 use candle_core::Device;
+use tinyfusion::checkpoint::Root;
 use tinyfusion::core::{BlockLayout, ParamSpec, StateDict, WidthGroups};
 use tinyfusion::diffusion::{GaussianDiffusion, MarObjective, token_diffusion};
 use tinyfusion::models::{Mar, MarConfig};
 
 use super::{Family, Model, Samples};
+use crate::commands::export::ForOriginal;
 use crate::commands::sample::{Drawing, Settings, TokenDrawing};
 
 /// MAR (Li et al., 2406.11838): an encoder of the visible tokens, a decoder of all, a diffusion for each token.
@@ -15,6 +17,10 @@ impl Family for MaskedAutoregressive {
     const PROCESS: Option<&'static str> = None; // its sizes say it all
     const STAGES: &'static [&'static str] = &["encoder_blocks", "decoder_blocks"];
     const BETA: f64 = 1e-2;
+    const ORIGINAL: ForOriginal = ForOriginal {
+        file: "checkpoint-last.pth",
+        roots: &[Root::Model, Root::ModelEma],
+    };
     type Config = MarConfig;
     type Process = ();
     type Net = Mar;

@@ -7,13 +7,10 @@ mod sit;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use candle_core::Device;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tinyfusion::checkpoint::{
-    DTypePolicy, Provenance, block_of, inspect, load_model_dir, save_model_dir_with,
-};
+use tinyfusion::checkpoint::{DTypePolicy, Provenance, block_of, save_model_dir_with};
 use tinyfusion::core::{
     BlockLayout, BlockStack, Error, LatentBatch, ParamSpec, StateDict, WidthGroups,
 };
@@ -23,8 +20,10 @@ pub(crate) use dit::Dit;
 pub(crate) use mar::MaskedAutoregressive;
 pub(crate) use sit::Sit;
 
+use crate::commands::export::{ForDiffusers, ForOriginal};
 use crate::commands::sample::{Drawing, Settings};
 use crate::model::{make_parent, section};
+use crate::source::Source;
 
 /// What the commands need to know of a model family.
 pub(crate) trait Family: Sized + 'static {
@@ -36,6 +35,8 @@ pub(crate) trait Family: Sized + 'static {
     const STAGES: &'static [&'static str];
     /// Weight of the hidden states at the first step of distillation (β).
     const BETA: f64;
+    /// The file that its original code loads.
+    const ORIGINAL: ForOriginal;
     /// Sizes of the network.
     type Config: Clone + Serialize + DeserializeOwned + Sync;
     /// The process that it was trained under.
@@ -89,6 +90,17 @@ pub(crate) trait Family: Sized + 'static {
         process: &Self::Process,
         held_out: bool,
     ) -> tinyfusion::core::Result<Self::Objective>;
+    /// The same as a model of diffusers, where that has a class for it.
+    fn for_diffusers(
+        _config: &Self::Config,
+        _process: &Self::Process,
+        _weights: &StateDict,
+    ) -> tinyfusion::core::Result<ForDiffusers> {
+        Err(Error::usage(format!(
+            "diffusers has no class for a {}; the formats original and safetensors can hold it",
+            Self::NAME
+        )))
+    }
     /// How it draws.
     fn drawing<'a>(model: &'a Model<Self>, settings: &'a Settings)
     -> Result<Box<dyn Drawing + 'a>>;
@@ -138,16 +150,16 @@ impl Architecture {
         (MaskedAutoregressive::NAME, Self::Mar),
     ];
 
-    /// What the model directory `path` says it is.
-    pub(crate) fn of(path: &Path) -> Result<Self> {
-        let config = inspect(path)?.config.unwrap_or_default();
+    /// What the model at an address is, a model directory or any checkpoint that is recognised.
+    pub(crate) fn of(address: &Path) -> Result<Self> {
+        let config = Source::open(address)?.config;
         match Self::named(&config) {
             Some(found) => Ok(found),
             None => {
                 let known: Vec<&str> = Self::ALL.iter().map(|(name, _)| *name).collect();
                 let found = config.get("architecture").cloned().unwrap_or_default();
                 Err(Error::file(
-                    path,
+                    address,
                     format!(
                         "config.json describes the architecture {found}; a model directory of {} is expected",
                         known.join(", ")
@@ -196,9 +208,9 @@ pub(crate) struct Model<F: Family> {
 pub(crate) type DiTModel = Model<Dit>;
 
 impl<F: Family> Model<F> {
-    /// Reads a model directory, its weights in f32.
+    /// Reads the model at an address, its weights in f32.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let loaded = load_model_dir(path, DTypePolicy::F32, &Device::Cpu)?;
+        let loaded = Source::open(path)?.load()?;
         let (config, process) = described::<F>(path, &loaded.config)?;
         let provenance = loaded.provenance.clone();
         let sha256 = loaded.weights.sha256.clone();

@@ -6,6 +6,7 @@ use tinyfusion::models::{SiT, SiTConfig};
 
 use super::dit::label_drop;
 use super::{Dit, Family, Model, Samples};
+use crate::commands::export::ForOriginal;
 use crate::commands::sample::{Drawing, FlowDrawing, Settings};
 
 /// SiT (Ma et al., 2401.08740): DiT's network under an interpolant.
@@ -16,6 +17,7 @@ impl Family for Sit {
     const PROCESS: Option<&'static str> = Some("interpolant");
     const STAGES: &'static [&'static str] = &["blocks"];
     const BETA: f64 = 2e-4;
+    const ORIGINAL: ForOriginal = Dit::ORIGINAL;
     type Config = SiTConfig;
     type Process = InterpolantConfig;
     type Net = SiT;

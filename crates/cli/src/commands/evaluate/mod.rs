@@ -11,6 +11,7 @@ use tinyfusion::core::Error;
 use tinyfusion::fid::{self, Config, FeatureMatrix, Npz, Splits};
 use tinyfusion::train::Stop;
 
+use crate::destination::check_destination;
 use crate::output::say;
 
 /// Compare samples with a reference: FID, sFID, IS, precision, recall, KID.

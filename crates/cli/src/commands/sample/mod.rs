@@ -72,8 +72,8 @@ pub(crate) struct Args {
     /// model_index.json (id2label) beside the model
     #[arg(long, value_name = "CLASS,…", value_delimiter = ',')]
     classes: Vec<String>,
-    /// Autoencoder that turns a model's latents into images: a diffusers folder, or a .safetensors file of Stable
-    /// Diffusion's or MAR's
+    /// Autoencoder that turns a model's latents into images: a diffusers folder, or a .safetensors, .pt or
+    /// .ckpt file of Stable Diffusion's or MAR's
     #[arg(long, value_name = "VAE")]
     vae: Option<PathBuf>,
     /// Also write every image as OUT/images/NUMBER.png
