@@ -96,9 +96,9 @@ impl<'a> Points<'a> {
         self.rounding_to(i, other, other.norms[j])
     }
 
-    /// The same for point `i` and any other of this set.
-    pub(crate) fn rounding_of_row(&self, i: usize) -> f64 {
-        self.rounding_to(i, self, self.largest_norm)
+    /// The same for point `i` and any of `other`.
+    pub(crate) fn rounding_to_any(&self, i: usize, other: &Self) -> f64 {
+        self.rounding_to(i, other, other.largest_norm)
     }
 
     fn rounding_to(&self, i: usize, other: &Self, norm: f64) -> f64 {

@@ -149,7 +149,7 @@ fn radii(points: &Points<'_>, neighbour: usize, block: usize) -> Vec<f64> {
         .into_par_iter()
         .enumerate()
         .map(|(i, nearest)| {
-            let candidates = nearest.candidates(n, neighbour, points.rounding_of_row(i));
+            let candidates = nearest.candidates(n, neighbour, points.rounding_to_any(i, points));
             radius(points, i, neighbour, candidates)
         })
         .collect()
@@ -202,7 +202,13 @@ fn covered(
                 let distances = reference.distances(rows.clone(), samples, others.clone());
                 for (row, i) in rows.clone().enumerate() {
                     distances.of(row, &mut line); // (others)
+                    // Almost all pairs are far apart: told by one comparison, with a bound that serves the whole row.
+                    let rounding = reference.rounding_to_any(i, samples);
+                    let radius = reference_radii[i];
                     for (&distance, j) in line.iter().zip(others.clone()) {
+                        if distance > radius.max(sample_radii[j]) + rounding {
+                            continue;
+                        }
                         let within = |radius: f64| {
                             let gap = distance - radius;
                             if gap.abs() <= reference.rounding(i, samples, j) {

@@ -362,7 +362,7 @@ fn the_second_jump_of_table_7_begins_at_the_recovered_model() {
         row.ancestors,
         [Path::new("runs/x/masks/d8-seed-1/search/selection.json")]
     );
-    assert_eq!(row.recovery, Recovery::OutputKd);
+    assert_eq!(row.recovery, Recovery::MaskedKd);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
@@ -20,6 +21,8 @@ const OF_THE_WAY: [&str; 4] = ["model", "batch_size", "grid_columns", "pngs"];
 /// Batches of samples, a file each, until all of them are there.
 pub(super) struct Parts {
     folder: PathBuf,
+    /// What they are drawn under, until the first part is kept.
+    unwritten: Mutex<Option<String>>,
     /// Numbers of all samples.
     all: Range<usize>,
     /// Those of the parts that were there, ascending.
@@ -34,11 +37,10 @@ impl Parts {
         settings: &Map<String, Value>,
     ) -> Result<Self> {
         let folder = out.join(FOLDER);
-        std::fs::create_dir_all(&folder).map_err(|e| Error::file(&folder, e))?;
-        remove_partials(&folder)?;
         let path = folder.join(SETTINGS);
         let mut parts = Self {
             folder,
+            unwritten: Mutex::new(None),
             all,
             there: Vec::new(),
         };
@@ -55,10 +57,12 @@ impl Parts {
                     say(settings)
                 )));
             }
+            remove_partials(&parts.folder)?;
             parts.there = parts.found()?;
         } else {
+            // Nothing is made before something is drawn: a mistake leaves no folder behind.
             let text = Value::Object(settings.clone()).to_string();
-            write_atomic(&path, |f| f.write_all(text.as_bytes()))?;
+            parts.unwritten = Mutex::new(Some(text));
         }
         Ok(parts)
     }
@@ -81,6 +85,7 @@ impl Parts {
 
     /// Keeps the samples `numbers`.
     pub(super) fn save(&self, numbers: Range<usize>, batch: &Tensor) -> Result<()> {
+        self.begin()?;
         let mut tensors = StateDict::new();
         tensors.insert(TENSOR, batch.contiguous()?);
         let name = format!("{:08}-{:08}.safetensors", numbers.start, numbers.end);
@@ -90,6 +95,21 @@ impl Parts {
             &Metadata::new(),
             DTypePolicy::Keep,
         )?;
+        Ok(())
+    }
+
+    /// Makes the folder, once.
+    fn begin(&self) -> Result<()> {
+        let mut unwritten = self
+            .unwritten
+            .lock()
+            .map_err(|_| Error::run("another batch panicked"))?;
+        let Some(text) = unwritten.as_ref() else {
+            return Ok(());
+        };
+        std::fs::create_dir_all(&self.folder).map_err(|e| Error::file(&self.folder, e))?;
+        write_atomic(self.folder.join(SETTINGS), |f| f.write_all(text.as_bytes()))?;
+        *unwritten = None;
         Ok(())
     }
 
@@ -192,14 +212,16 @@ mod tests {
     #[test]
     fn parts_of_other_settings_are_not_mixed() {
         let out = tempfile::tempdir().unwrap();
-        Parts::open(out.path(), 0..4, &settings(0, 8)).unwrap();
+        let parts = Parts::open(out.path(), 0..4, &settings(0, 8)).unwrap();
+        assert!(!out.path().join(FOLDER).exists(), "nothing is drawn yet");
+        parts.save(0..1, &batch(0..1)).unwrap();
         let error = Parts::open(out.path(), 0..4, &settings(1, 8))
             .err()
             .unwrap()
             .to_string();
         assert!(error.contains("seed 0, asked for: 1"), "{error}");
         let parts = Parts::open(out.path(), 0..4, &settings(0, 8)).unwrap();
-        parts.save(0..3, &batch(0..3)).unwrap();
+        parts.save(1..3, &batch(1..3)).unwrap();
         parts.save(2..4, &batch(2..4)).unwrap();
         let error = Parts::open(out.path(), 0..4, &settings(0, 8))
             .err()
