@@ -6,6 +6,7 @@ mod commands;
 mod config_file;
 mod destination;
 mod family;
+mod hub;
 mod model;
 mod output;
 mod resources;
@@ -44,12 +45,15 @@ struct Cli {
     // Here for --help alone: `config_file` takes it out before clap reads the words.
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
+    /// Pin what comes from the hub: commits and hashes that this file has are kept to, others are added to it
+    #[arg(long, value_name = "FILE", global = true)]
+    lock: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     candle_on_one_thread();
     keep_freed_memory();
-    let cli = match parse() {
+    let mut cli = match parse() {
         Ok(cli) => cli,
         Err(error) => return fail(&error),
     };
@@ -73,7 +77,7 @@ fn main() -> ExitCode {
     if let Err(error) = handler {
         tracing::warn!("no clean stop on Ctrl-C: {error}");
     }
-    match cli.command.run(&stop) {
+    match cli.command.run(cli.lock.as_deref(), &stop) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }

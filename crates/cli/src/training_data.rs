@@ -29,6 +29,11 @@ pub(crate) struct DataOptions {
 }
 
 impl DataOptions {
+    /// The flag's value, where it was given.
+    pub(crate) fn origin(&mut self) -> &mut Option<String> {
+        &mut self.data
+    }
+
     pub(crate) fn name(&self) -> &str {
         self.data.as_deref().unwrap_or("shapes")
     }

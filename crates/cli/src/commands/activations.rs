@@ -8,6 +8,7 @@ use tinyfusion::train::Stop;
 
 use crate::destination::check_destination;
 use crate::family::{Architecture, Family, Model, with_family};
+use crate::hub::Inputs;
 use crate::output::say;
 use crate::training_data::DataOptions;
 
@@ -33,6 +34,15 @@ pub(crate) struct Args {
     /// Write the numbers here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default()
+            .and([&mut self.model])
+            .and(self.data.origin())
+    }
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {

@@ -6,6 +6,7 @@ use tinyfusion::core::{BlockLayout, Error, Selection};
 use tinyfusion::mask::Pattern;
 
 use crate::family::{Architecture, Family, Model, save, with_family};
+use crate::hub::Inputs;
 use crate::output::say;
 use crate::resources::Resources;
 use crate::selection_file::{SELECTION_FILE, read_selection_for};
@@ -49,6 +50,15 @@ struct Which {
 /// A block's index, which may have spaces around it: `--keep "0, 2"`.
 fn index(text: &str) -> std::result::Result<usize, std::num::ParseIntError> {
     text.trim().parse()
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default()
+            .and([&mut self.model])
+            .and(&mut self.which.selection)
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {

@@ -9,6 +9,7 @@ use tinyfusion::data::{
 };
 use tinyfusion::train::Stop;
 
+use crate::hub::Inputs;
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::vae::Vae;
@@ -126,6 +127,13 @@ impl Args {
             origin,
             ..LatentIndex::new(content, [channels, side, side], images.classes(), count)
         })
+    }
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default().and([&mut self.images, &mut self.vae])
     }
 }
 

@@ -8,6 +8,7 @@ use tinyfusion::checkpoint::{
 use tinyfusion::core::{Error, check_shapes};
 
 use crate::address::Address;
+use crate::hub::Inputs;
 use crate::model::expected_tensors;
 use crate::output::say;
 use crate::source::Source;
@@ -53,6 +54,13 @@ struct Told {
     asks: Vec<String>,
     /// Why it is no network that a command can use.
     unknown: Option<String>,
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default().and([&mut self.path])
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {

@@ -9,6 +9,7 @@ use tinyfusion::recover::{Blend, DeltaW, LearnConfig, LoraLayers, RunContext, Te
 use tinyfusion::train::{FitConfig, RunDir, Stop};
 
 use crate::family::{Architecture, Family, Model, with_family};
+use crate::hub::Inputs;
 use crate::output::progress_bar;
 use crate::resources::Resources;
 use crate::selection_file::write_selection;
@@ -190,6 +191,15 @@ struct Settings<'a> {
     model_sha256: &'a str,
     data: &'a str,
     learn: &'a LearnConfig,
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default()
+            .and([&mut self.model])
+            .and(self.options.data.origin())
+    }
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {

@@ -9,6 +9,7 @@ use tinyfusion::train::Stop;
 
 use crate::destination::check_destination;
 use crate::family::{Architecture, Family, Model, with_family};
+use crate::hub::Inputs;
 use crate::output::say;
 use crate::selection_file::read_selection_for;
 use crate::training_data::DataOptions;
@@ -37,6 +38,16 @@ pub(crate) struct Args {
     /// Write the numbers here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default()
+            .and([&mut self.model])
+            .and(&mut self.selection)
+            .and(self.data.origin())
+    }
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {

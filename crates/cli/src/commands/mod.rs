@@ -11,16 +11,20 @@ mod loss;
 mod models;
 mod narrow;
 mod pretrain;
+mod pull;
 mod report;
 pub(crate) mod sample;
 mod score;
 mod stats;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use anyhow::Result;
 use tinyfusion::train::Stop;
+
+use crate::hub::{self, Inputs};
 
 /// Shown under `tinyfusion --help`.
 pub(crate) const EXAMPLES: &str = "\
@@ -34,6 +38,7 @@ Examples:
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     Models(models::Args),
+    Pull(pull::Args),
     Inspect(inspect::Args),
     Pretrain(pretrain::Args),
     Learn(learn::Args),
@@ -53,9 +58,16 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    pub(crate) fn run(&self, stop: &Stop) -> Result<()> {
+    /// Downloads what is to be read from the hub, and runs.
+    pub(crate) fn run(&mut self, lock: Option<&Path>, stop: &Stop) -> Result<()> {
+        // What `pull` is given it reads itself.
+        if !matches!(self, Self::Pull(_)) {
+            let words = WORDS.get().map(Vec::as_slice).unwrap_or_default();
+            hub::fetch(self.inputs(), words, lock, stop)?;
+        }
         match self {
             Self::Models(args) => models::run(args),
+            Self::Pull(args) => pull::run(args, lock, stop),
             Self::Inspect(args) => inspect::run(args),
             Self::Pretrain(args) => pretrain::run(args, stop),
             Self::Learn(args) => learn::run(args, stop),
@@ -72,6 +84,27 @@ impl Command {
             Self::Stats(args) => stats::run(args, stop),
             Self::Report(args) => report::run(args),
             Self::Bench(args) => bench::run(args),
+        }
+    }
+
+    /// What is read, and may stand on the hub.
+    fn inputs(&mut self) -> Inputs<'_> {
+        match self {
+            Self::Inspect(args) => args.inputs(),
+            Self::Pretrain(args) => args.inputs(),
+            Self::Learn(args) => args.inputs(),
+            Self::Score(args) => args.inputs(),
+            Self::Cut(args) => args.inputs(),
+            Self::Narrow(args) => args.inputs(),
+            Self::Distill(args) => args.inputs(),
+            Self::Encode(args) => args.inputs(),
+            Self::Export(args) => args.inputs(),
+            Self::Loss(args) => args.inputs(),
+            Self::Activations(args) => args.inputs(),
+            Self::Sample(args) => args.inputs(),
+            Self::Evaluate(args) => args.inputs(),
+            Self::Stats(args) => args.inputs(),
+            Self::Models(_) | Self::Pull(_) | Self::Report(_) | Self::Bench(_) => Inputs::default(),
         }
     }
 }

@@ -16,6 +16,7 @@ use tinyfusion::recover::width::{
 use tinyfusion::train::Stop;
 
 use crate::family::{Architecture, Family, Model, save, with_family};
+use crate::hub::Inputs;
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::selection_file::SELECTION_FILE;
@@ -138,6 +139,16 @@ struct Layer<'a> {
     part: WidthPart,
     kept: &'a [usize],
     scores: &'a [f64],
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default()
+            .and([&mut self.model])
+            .and(&mut self.budget.parameters_of)
+            .and(self.data.origin())
+    }
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {

@@ -13,6 +13,7 @@ use tinyfusion::train::{FitConfig, LrSchedule, Outcome, RunDir, Stop};
 
 use crate::classifier;
 use crate::family::{Dit, Family, MaskedAutoregressive, Model, Sit};
+use crate::hub::Inputs;
 use crate::model::save_classifier;
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
@@ -178,6 +179,13 @@ struct Settings<'a, M, P = ()> {
     #[serde(flatten)]
     process: BTreeMap<&'static str, P>,
     from_sha256: Option<&'a str>,
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default().and(&mut self.options.from)
+    }
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {

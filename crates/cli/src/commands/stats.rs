@@ -9,6 +9,7 @@ use tinyfusion::train::Stop;
 
 use super::evaluate::inception::{Input, Network, Set, warn};
 use crate::destination::check_destination;
+use crate::hub::Inputs;
 use crate::output::say;
 
 /// Reference statistics of images: the .npz that `evaluate` and ADM's evaluator read.
@@ -35,6 +36,15 @@ pub(crate) struct Args {
     /// Keep features of images here, and use them again while images and weights are the same
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default()
+            .and(&mut self.images)
+            .and([&mut self.weights])
+    }
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {

@@ -12,6 +12,7 @@ use tinyfusion::train::{FitConfig, RunDir, Stop};
 
 use self::options::{Align, Options, defaults};
 use crate::family::{Architecture, Family, Model, with_family};
+use crate::hub::Inputs;
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::selection_file::{SELECTION_FILE, check_layout, read_selection};
@@ -48,6 +49,17 @@ struct Settings<'a> {
     layers: Option<&'a [(usize, usize)]>,
     data: &'a str,
     distill: &'a DistillConfig,
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default()
+            .and([&mut self.student])
+            .and(&mut self.options.teacher)
+            .and(&mut self.options.selection)
+            .and(self.options.data.origin())
+    }
 }
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {

@@ -12,6 +12,7 @@ use tinyfusion::fid::{self, Config, FeatureMatrix, Npz, Splits};
 use tinyfusion::train::Stop;
 
 use crate::destination::check_destination;
+use crate::hub::Inputs;
 use crate::output::say;
 
 /// Compare samples with a reference: FID, sFID, IS, precision, recall, KID.
@@ -161,6 +162,17 @@ impl Args {
             ))
             .into()),
         }
+    }
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default()
+            .and([&mut self.reference])
+            .and(&mut self.samples)
+            .and(&mut self.weights)
+            .and(&mut self.classifier)
     }
 }
 

@@ -12,6 +12,7 @@ use tinyfusion::checkpoint::{
 use tinyfusion::core::{Error, StateDict};
 
 use crate::family::{Architecture, Family, Model, description, with_family};
+use crate::hub::Inputs;
 use crate::output::say;
 use crate::source::DESCRIPTION;
 
@@ -105,6 +106,13 @@ pub(crate) struct ForDiffusers {
 pub(crate) struct ForOriginal {
     pub(crate) file: &'static str,
     pub(crate) roots: &'static [Root],
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default().and([&mut self.model]).and(&mut self.vae)
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {

@@ -33,6 +33,7 @@ use self::classes::Classes;
 use self::parts::Parts;
 use self::share::Share;
 use crate::family::{Architecture, Family, Model, Samples, with_family};
+use crate::hub::Inputs;
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
 use crate::settings::finite;
@@ -291,6 +292,13 @@ impl Args {
             return usage(format!("cfg is {cfg}: guidance is 0 or more (1 is none)"));
         }
         Ok(())
+    }
+}
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default().and([&mut self.model]).and(&mut self.vae)
     }
 }
 

@@ -16,6 +16,7 @@ use tinyfusion::train::Stop;
 use self::options::{Options, criterion};
 use super::learn;
 use crate::family::{Architecture, Family, Model, with_family};
+use crate::hub::Inputs;
 use crate::output::progress_bar;
 use crate::resources::Resources;
 use crate::selection_file::{SELECTION_FILE, read_selection, write_selection};
@@ -46,6 +47,15 @@ const SCORES_FILE: &str = "scores.json";
 
 /// Samples of a calibration batch. A MAR draws one mask rate per batch, so that many small ones say more than few large.
 const BATCH: u64 = 32;
+
+impl Args {
+    /// What is read.
+    pub(crate) fn inputs(&mut self) -> Inputs<'_> {
+        Inputs::default()
+            .and([&mut self.model])
+            .and(self.options.data.origin())
+    }
+}
 
 pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     args.options.check()?;
