@@ -112,6 +112,19 @@ pub(crate) fn hash_path(path: &Path) -> Result<String> {
     Ok(hex(&hasher.finalize()))
 }
 
+/// The file or folder that an input of a stage means: without what is said behind a `#`, and none where it stands on
+/// the Hugging Face hub.
+pub(crate) fn local(input: &Path) -> Option<PathBuf> {
+    let text = input.to_string_lossy();
+    if text.starts_with("hub://") {
+        return None;
+    }
+    match text.rsplit_once('#') {
+        Some((path, _)) if !input.exists() => Some(path.into()),
+        _ => Some(input.to_path_buf()),
+    }
+}
+
 fn add(hasher: &mut Sha256, path: &Path, name: &str) -> std::io::Result<()> {
     if fs::metadata(path)?.is_dir() {
         let mut entries: Vec<_> = fs::read_dir(path)?.collect::<std::io::Result<_>>()?;

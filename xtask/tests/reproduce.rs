@@ -525,7 +525,9 @@ fn what_is_missing_is_said_before_anything_runs() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        said.contains("classifier/config.json is missing") && said.contains("cargo xtask pretrain"),
+        said.contains("missing:")
+            && said.contains("classifier/config.json")
+            && said.contains("cargo xtask pretrain"),
         "{said}"
     );
     assert_eq!(bench.calls(), Vec::<String>::new());

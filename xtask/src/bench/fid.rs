@@ -16,8 +16,6 @@ use crate::files;
 use crate::reproduce::{Paths, driver, say};
 use tinyfusion_report::Machine;
 
-use crate::machine;
-
 const PEER: &str = "xtask/python/fid_peer.py";
 
 /// Untimed repetitions of both sides.
@@ -107,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let python = python::environment_for_fid()?;
     let driver = driver(args.binary.as_deref(), paths.at_root(&args.out), &paths)?;
-    let machine = machine::of_here(&driver.binary_sha256);
+    let machine = driver.machine.clone();
     let threads = args.threads.unwrap_or(machine.cores);
     let mut lab = Lab {
         binary: driver.binary,
@@ -342,7 +340,7 @@ mod tests {
             others: Some(0.125),
         };
         let results = Results {
-            machine: machine::of_here("x"),
+            machine: crate::machine::of_here("x", true),
             threads: 2,
             versions: BTreeMap::from([("numpy".into(), "2".into())]),
             tasks: vec![task("network"), task("frechet")],

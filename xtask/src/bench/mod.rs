@@ -19,7 +19,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::files;
-use crate::machine;
 use crate::reproduce::{Paths, driver, file_of, say};
 use cases::{compared, probes, scaled, scaling_name, scalings};
 use measure::Lab;
@@ -96,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         out: driver.out,
         pause: Duration::from_secs_f64(preset.pause),
     };
-    let machine = machine::of_here(&driver.binary_sha256);
+    let machine = driver.machine.clone();
     let results = measure(&lab, &preset, &wanted, machine)?;
     println!(
         "\n{}\nreport: {1}/bench.md, {1}/bench.svg, {1}/bench.json",

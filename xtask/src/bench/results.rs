@@ -241,7 +241,7 @@ pub(crate) mod tests {
             peak_rss_bytes: 1 << 30,
         };
         Results {
-            machine: crate::machine::of_here("abc"),
+            machine: crate::machine::of_here("abc", true),
             versions: BTreeMap::from([("torch".into(), "2.15.0".into())]),
             threads: 2,
             rounds: 3,

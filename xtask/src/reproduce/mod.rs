@@ -1,5 +1,7 @@
 //! `cargo xtask reproduce`: the experiment of a preset, or of each of its parts, stage by stage, through the binary.
 
+mod dry_run;
+mod missing;
 mod plan;
 mod preset;
 mod progress;
@@ -17,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use tinyfusion_report::{Report, Whole};
 
 use crate::files;
+use crate::machine;
 use crate::report;
 use preset::Preset;
 use recipe::Recipe;
@@ -49,6 +52,13 @@ pub(crate) struct Args {
     /// Drive this binary instead of building one
     #[arg(long)]
     binary: Option<PathBuf>,
+    /// Pin what comes from the hub in this file, and keep to what it pins [default: OUT/hub.lock]
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
+    /// Run nothing: print every stage with its command, what is downloaded, what is missing, and an estimate of time
+    /// and memory from steps that are measured here
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Args {
@@ -60,6 +70,8 @@ impl Args {
             out: None,
             force: false,
             binary: None,
+            lock: None,
+            dry_run: false,
         }
     }
 }
@@ -91,7 +103,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         file = paths.at_root(&file);
     }
     let recipe = Recipe::read(&file)?;
-    recipe.parts.iter().try_for_each(models_are_there)?;
     let out = match &args.out {
         Some(out) => paths.at_root(out),
         None => Path::new("runs").join(&recipe.name),
@@ -100,19 +111,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         true => out.clone(),
         false => out.join(&part.name),
     };
-    if args.force {
+    if args.force && !args.dry_run {
         let folders = recipe.parts.iter().map(folder).chain([out.clone()]);
         for folder in folders {
             OURS.iter()
                 .try_for_each(|name| files::remove(&folder.join(name)))?;
         }
     }
+    let lock = match &args.lock {
+        Some(lock) => paths.at_root(lock),
+        None => out.join("hub.lock"),
+    };
     let driver = driver(args.binary.as_deref(), out.clone(), &paths)?;
     let part = |preset: &Preset| -> Result<Part> {
         let out = folder(preset);
         Ok(Part {
             preset: preset.clone(),
-            plan: plan::plan(preset, &out, args.seeds)?,
+            plan: plan::plan(preset, &out, &lock, args.seeds)?,
             driver: Driver {
                 out,
                 ..driver.clone()
@@ -120,6 +135,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         })
     };
     let parts: Vec<Part> = recipe.parts.iter().map(part).collect::<Result<_>>()?;
+    if args.dry_run {
+        return dry_run::run(&parts, &lock);
+    }
+    missing::check(&parts)?;
     catch_interrupts()?;
     let mut progress = Progress::new(parts.iter().flat_map(|p| &p.plan.stages));
     let reports = parts
@@ -185,20 +204,6 @@ fn check(parts: &[Part], reports: &[Report]) -> Result<()> {
     )
 }
 
-/// The teacher and the classifier of a preset have to be there before anything runs.
-fn models_are_there(preset: &Preset) -> Result<()> {
-    for model in [&preset.teacher, &preset.classifier] {
-        if let Some(missing) = model_files(model).iter().find(|f| !f.is_file()) {
-            bail!(
-                "{} is missing; the preset {} needs a model directory there (`cargo xtask pretrain --family all --export` \
-                 makes the embedded ones)",
-                missing.display(),
-                preset.name
-            );
-        }
-    }
-    Ok(())
-}
 /// The rows that could not be measured, by their id.
 pub(crate) type Failures = BTreeMap<String, Failure>;
 
@@ -274,13 +279,14 @@ impl Paths {
 
 /// Builds the binary (unless one is given) and hashes it.
 pub(crate) fn driver(binary: Option<&Path>, out: PathBuf, paths: &Paths) -> Result<Driver> {
-    let binary = match binary {
+    let found = match binary {
         Some(binary) => paths.at_root(binary),
         None => build(paths)?,
     };
-    let binary_sha256 = files::hash_path(&binary).context("the binary")?;
+    let binary_sha256 = files::hash_path(&found).context("the binary")?;
     Ok(Driver {
-        binary,
+        machine: machine::of_here(&binary_sha256, binary.is_none()),
+        binary: found,
         binary_sha256,
         out,
     })

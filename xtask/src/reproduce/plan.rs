@@ -15,20 +15,23 @@ use super::spec::{DENSE, Recoveries, flags, merged};
 use super::vocabulary::{Files, Leftover, Plan, Row, Stage};
 use mask::Mask;
 
-/// Plans the experiment of `preset` in the folder `out`, under so many seeds from the preset's own on.
+/// Plans the experiment of `preset` in the folder `out`, under so many seeds from the preset's own on. The file `lock`
+/// pins what comes from the hub.
 ///
 /// What no seed changes, the dense model's rows and the masks of some criteria, is there once. The
 /// first seed's rows have the same ids however many follow, so that a run can be extended.
-pub(crate) fn plan(preset: &Preset, out: &Path, seeds: u64) -> Result<Plan> {
+pub(crate) fn plan(preset: &Preset, out: &Path, lock: &Path, seeds: u64) -> Result<Plan> {
     let mut planner = Planner {
         preset,
         out,
+        lock,
         seeds,
         stages: Vec::new(),
         rows: Vec::new(),
         masks: BTreeMap::new(),
         models: BTreeMap::new(),
     };
+    planner.encode()?;
     planner.dense()?;
     for repeat in 0..seeds {
         planner.repeat(repeat)?;
@@ -65,6 +68,7 @@ impl Ids {
 struct Planner<'a> {
     preset: &'a Preset,
     out: &'a Path,
+    lock: &'a Path,
     seeds: u64,
     stages: Vec<Stage>,
     rows: Vec<Row>,
@@ -216,6 +220,7 @@ impl Planner<'_> {
         base.retain(|key, _| !recovery.flags.contains_key(key));
         args.extend(flags("distill", &base)?);
         let mut inputs = vec![mask.cut.clone()];
+        self.on_data(&mut args, &mut inputs);
         if let Some(teacher) = &recovery.teacher {
             let teacher = self.model(teacher, repeat)?;
             args.extend(strings(&["--teacher", &say(&teacher)]));
@@ -289,7 +294,24 @@ impl Planner<'_> {
 
     fn stage(&mut self, row: &mut Row, label: &'static str, stage: Stage) {
         row.stages.push((label, stage.name.clone()));
+        self.push(stage);
+    }
+
+    /// A stage that reads from the hub keeps to the lock.
+    fn push(&mut self, mut stage: Stage) {
+        if stage.args.iter().any(|arg| on_hub(arg)) {
+            stage.args.extend(strings(&["--lock", &say(self.lock)]));
+        }
         self.stages.push(stage);
+    }
+
+    /// Adds the data that a command works on, where it is not the embedded set.
+    fn on_data(&self, args: &mut Vec<String>, inputs: &mut Vec<PathBuf>) {
+        if let Some(latents) = &self.preset.latents {
+            args.extend(strings(&["--data", &say(&latents.folder)]));
+            // The index says what the shards hold.
+            inputs.push(latents.folder.join(LATENTS));
+        }
     }
 }
 
@@ -309,6 +331,14 @@ fn aligned(mask: &Mask, teacher: &Path) -> Result<PathBuf> {
 fn whole(n: u64) -> Result<toml::Value> {
     Ok(toml::Value::Integer(i64::try_from(n)?))
 }
+
+/// Whether a word means a place on the Hugging Face hub.
+pub(crate) fn on_hub(word: &str) -> bool {
+    word.starts_with("hub://")
+}
+
+/// Index of a folder of latents.
+const LATENTS: &str = "latents.json";
 
 /// The files of a model directory.
 pub(crate) fn model_files(folder: &Path) -> Vec<PathBuf> {

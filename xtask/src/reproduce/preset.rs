@@ -19,10 +19,24 @@ pub(crate) struct Preset {
     /// The table or figure of the paper that it repeats in small, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) study: Option<Study>,
-    /// Model directory of the dense teacher.
+    /// The dense teacher: a model as the binary's commands take it, also `hub://…`.
     pub(crate) teacher: PathBuf,
-    /// Model directory of the classifier whose features are compared.
-    pub(crate) classifier: PathBuf,
+    /// Model directory of the classifier whose features are compared, where those of Inception are not
+    /// (`evaluate.weights`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) classifier: Option<PathBuf>,
+    /// The latents that everything is trained and judged on, where that is not the embedded set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) latents: Option<Latents>,
+    /// What no program may download.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) by_hand: Vec<ByHand>,
+    /// The teacher's sizes, by the name of the binary's preset: what `--dry-run` measures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<String>,
+    /// The teacher's blocks, where it was cut from that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) depth: Option<u32>,
     /// Seed of every search and every recovery; random mask i has seed + i.
     pub(crate) seed: u64,
     /// Flags of every `tinyfusion learn`.
@@ -90,18 +104,64 @@ impl Counted {
     }
 }
 
+/// Images that are encoded once, for all presets that name the same folder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Latents {
+    /// Folder of images by class.
+    pub(crate) images: PathBuf,
+    /// How many images there are: for the estimate of `--dry-run`.
+    pub(crate) count: u64,
+    /// The autoencoder, also `hub://…`.
+    pub(crate) vae: PathBuf,
+    /// Folder that gets the latents.
+    pub(crate) folder: PathBuf,
+    /// Flags of `tinyfusion encode`.
+    #[serde(default)]
+    pub(crate) flags: toml::Table,
+}
+
+/// A file or folder that people fetch for themselves: because of its licence, or because it is on no hub.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ByHand {
+    /// Where it is expected.
+    pub(crate) path: PathBuf,
+    /// What it is.
+    pub(crate) what: String,
+    /// Where it is to be had.
+    pub(crate) from: String,
+    /// Size of the download, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gigabytes: Option<f64>,
+}
+
+impl ByHand {
+    /// What it is, how large, and where it is to be had.
+    pub(crate) fn say(&self) -> String {
+        let size = self.gigabytes.map(|size| format!(", {size} GB"));
+        format!("{}{}: {}", self.what, size.unwrap_or_default(), self.from)
+    }
+}
+
 /// What the samples are compared with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Evaluate {
     /// `shapes:N`, or the path of an .npz.
     pub(crate) reference: String,
+    /// Weights of Inception, in place of the preset's classifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) weights: Option<PathBuf>,
 }
 
 /// Expected seconds of the stages on two cores: weights of the progress bar, nothing else.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Seconds {
+    /// Of the latents.
+    #[serde(default)]
+    pub(crate) encode: f64,
     pub(crate) learn: f64,
     /// A score that looks at images.
     #[serde(default)]
@@ -160,6 +220,11 @@ impl Preset {
             ..toml::from_str(text)?
         };
         check_rows(&preset)?;
+        if preset.classifier.is_some() == preset.evaluate.weights.is_some() {
+            bail!(
+                "expected either `classifier` (a model directory) or `weights` in [evaluate] (Inception's)"
+            );
+        }
         let Sample {
             steps, fewer_steps, ..
         } = &preset.sample;
@@ -182,6 +247,9 @@ impl Preset {
         }
         if let Some(table) = &preset.activations {
             flags("activations", table)?;
+        }
+        if let Some(latents) = &preset.latents {
+            flags("encode", &latents.flags)?;
         }
         let counted = preset.sample.counted.flag();
         if preset

@@ -12,7 +12,7 @@ use super::Failures;
 use super::preset::Preset;
 use super::stage::Driver;
 use super::vocabulary::{Plan, Row};
-use crate::{files, machine};
+use crate::files;
 
 /// `selection.json`, as far as it is needed here.
 #[derive(Deserialize)]
@@ -38,6 +38,9 @@ struct Sample {
 #[derive(Deserialize)]
 struct Scores {
     fid: Option<f64>,
+    /// Of Inception alone.
+    #[serde(default)]
+    sfid: Option<f64>,
     inception_score: Option<f64>,
     precision: Option<f64>,
     recall: Option<f64>,
@@ -62,7 +65,7 @@ pub(crate) fn collect(
         settings: serde_json::to_value(preset)?,
         family: family(plan)?,
         teacher: preset.teacher.clone(),
-        machine: machine::of_here(&driver.binary_sha256),
+        machine: driver.machine.clone(),
         features: String::new(),
         reference_count: None,
         sample_count: None,
@@ -173,7 +176,7 @@ fn result_row(
         held_out_loss: held_out.as_ref().and_then(|l| l.loss),
         held_out_standard_error: held_out.and_then(|l| l.standard_error),
         fid: score(|s| s.fid),
-        sfid: None,
+        sfid: score(|s| s.sfid),
         inception_score: score(|s| s.inception_score),
         precision: score(|s| s.precision),
         recall: score(|s| s.recall),

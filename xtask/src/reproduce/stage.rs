@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use tinyfusion_report::Machine;
 
 use super::vocabulary::{Leftover, Stage};
 use crate::files;
@@ -62,6 +63,8 @@ pub(crate) struct Driver {
     pub(crate) binary: PathBuf,
     /// SHA-256 of the binary.
     pub(crate) binary_sha256: String,
+    /// Where the run takes place, and what the binary was built from, as it was when the run began.
+    pub(crate) machine: Machine,
     /// Folder of the run; stamps and logs stand in it.
     pub(crate) out: PathBuf,
 }
@@ -112,6 +115,11 @@ pub(crate) enum Outcome {
 }
 
 impl Driver {
+    /// `tinyfusion` alone would be looked up in PATH.
+    pub(super) fn absolute_binary(&self) -> PathBuf {
+        std::path::absolute(&self.binary).unwrap_or_else(|_| self.binary.clone())
+    }
+
     /// The command of `stage`, so that it can be pasted at the repository's root.
     pub(crate) fn command(&self, stage: &Stage) -> String {
         let mut words = vec![quote(&self.binary.display().to_string())];
@@ -139,8 +147,12 @@ impl Driver {
             text += &format!("arg {arg:?}\n");
         }
         for input in &stage.inputs {
+            // What is on the hub is pinned by the lock, whose name is among the arguments.
+            let Some(file) = files::local(input) else {
+                continue;
+            };
             let hash =
-                files::hash_path(input).with_context(|| format!("an input of `{}`", stage.name))?;
+                files::hash_path(&file).with_context(|| format!("an input of `{}`", stage.name))?;
             text += &format!("input {:?} {hash}\n", input.display());
         }
         Ok(files::hash_text(&text))
@@ -284,7 +296,7 @@ impl Driver {
         };
         let (log, stdout) =
             open().with_context(|| format!("cannot write the log {}", log.display()))?;
-        let mut process = Command::new(absolute(&self.binary));
+        let mut process = Command::new(self.absolute_binary());
         process
             .args(&stage.args)
             .stdin(Stdio::null())
@@ -300,15 +312,13 @@ impl Driver {
 }
 
 fn wipe(stage: &Stage) -> Result<()> {
+    if stage.leftover == Leftover::Shared {
+        return Ok(());
+    }
     let paths = stage.outputs.iter().chain(&stage.folder);
     paths
         .chain(&stage.capture)
         .try_for_each(|path| files::remove(path))
-}
-
-/// `tinyfusion` alone would be looked up in PATH.
-fn absolute(binary: &Path) -> PathBuf {
-    std::path::absolute(binary).unwrap_or_else(|_| binary.to_path_buf())
 }
 
 fn partial(path: &Path) -> PathBuf {

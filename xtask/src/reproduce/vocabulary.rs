@@ -35,6 +35,8 @@ pub(crate) enum Leftover {
     Resume,
     /// The same, but hours of training are not removed: other settings are an error.
     Precious,
+    /// The command itself knows whether it may go on with what is there: it is never removed.
+    Shared,
 }
 
 /// One row of the table: a method, and where its numbers stand.

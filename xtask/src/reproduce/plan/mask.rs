@@ -235,6 +235,10 @@ impl Planner<'_> {
             _ => (&toml::Table::new(), preset.seconds.other),
         };
         args.extend(flags(verb(criterion), &merged(base, &masks.flags))?);
+        let mut inputs = vec![parent.clone()];
+        if learned || criterion.looks_at_data() {
+            self.on_data(&mut args, &mut inputs);
+        }
         if criterion.is_seeded() {
             args.extend(strings(&["--seed", &seed.to_string()]));
         }
@@ -252,7 +256,7 @@ impl Planner<'_> {
             Stage {
                 name: format!("{id}/search"),
                 args,
-                inputs: vec![parent.clone()],
+                inputs,
                 outputs,
                 folder: Some(found),
                 leftover: match learned {
@@ -307,8 +311,12 @@ impl Planner<'_> {
         }
         args.extend(flags("narrow", &search.masks.flags)?);
         let importance = search.masks.flags.get("importance");
-        if importance.and_then(toml::Value::as_str) != Some("magnitude") {
+        let importance = importance.and_then(toml::Value::as_str);
+        if importance != Some("magnitude") {
             args.extend(strings(&["--seed", &search.seed.to_string()]));
+        }
+        if importance.is_none_or(|importance| importance == "taylor") {
+            self.on_data(&mut args, &mut inputs);
         }
         // It names all blocks: the hidden states keep their width, so that the teacher's can be matched.
         row.files.selection = Some(cut.join("selection.json"));

@@ -4,11 +4,34 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Planner, say, strings};
+use super::{LATENTS, Planner, say, strings};
 use crate::reproduce::spec::flags;
 use crate::reproduce::vocabulary::{Leftover, Row, Stage};
 
 impl Planner<'_> {
+    /// The latents, before anything else. Presets that share their folder encode once: the command finds them there.
+    pub(super) fn encode(&mut self) -> Result<()> {
+        let Some(latents) = &self.preset.latents else {
+            return Ok(());
+        };
+        let (images, folder) = (say(&latents.images), say(&latents.folder));
+        let mut args = strings(&["encode", &images, &folder, "--vae", &say(&latents.vae)]);
+        args.extend(flags("encode", &latents.flags)?);
+        let stage = Stage {
+            name: "latents/encoding".into(),
+            args,
+            // Not the images, whose hash would take as long as the work; the command compares their number.
+            inputs: Vec::new(),
+            outputs: vec![latents.folder.join(LATENTS)],
+            folder: Some(latents.folder.clone()),
+            leftover: Leftover::Shared,
+            capture: None,
+            seconds: self.preset.seconds.encode,
+        };
+        self.push(stage);
+        Ok(())
+    }
+
     pub(super) fn inspect(&mut self, row: &mut Row, model: &Path, folder: &Path) {
         let file = folder.join("inspect.json");
         let id = row.id.clone();
@@ -38,6 +61,8 @@ impl Planner<'_> {
     ) -> Result<()> {
         let mut args = strings(&["loss", &say(model)]);
         args.extend(flags("loss", &self.preset.loss)?);
+        let mut inputs = vec![model.to_path_buf()];
+        self.on_data(&mut args, &mut inputs);
         args.extend(strings(&["--json", &say(file)]));
         let id = row.id.clone();
         self.stage(
@@ -46,7 +71,7 @@ impl Planner<'_> {
             Stage {
                 name: format!("{id}/{label}"),
                 args,
-                inputs: vec![model.to_path_buf()],
+                inputs,
                 outputs: vec![file.to_path_buf()],
                 folder: None,
                 leftover: Leftover::Remove,
@@ -66,6 +91,8 @@ impl Planner<'_> {
         let file = folder.join("activations.json");
         let mut args = strings(&["activations", &say(model)]);
         args.extend(flags("activations", table)?);
+        let mut inputs = vec![model.to_path_buf()];
+        self.on_data(&mut args, &mut inputs);
         args.extend(strings(&["--json", &say(&file)]));
         let name = format!("{}/activations", row.id);
         self.stage(
@@ -74,7 +101,7 @@ impl Planner<'_> {
             Stage {
                 name,
                 args,
-                inputs: vec![model.to_path_buf()],
+                inputs,
                 outputs: vec![file.clone()],
                 folder: None,
                 leftover: Leftover::Remove,
@@ -120,18 +147,22 @@ impl Planner<'_> {
             },
         );
         let reference = &preset.evaluate.reference;
-        let classifier = &preset.classifier;
-        let mut inputs = vec![npz.clone(), classifier.clone()];
+        let mut inputs = vec![npz.clone()];
+        let mut args = strings(&["evaluate", reference, &say(&npz)]);
+        let networks = [
+            ("--classifier", &preset.classifier),
+            ("--weights", &preset.evaluate.weights),
+        ];
+        for (flag, network) in networks {
+            if let Some(network) = network {
+                args.extend(strings(&[flag, &say(network)]));
+                inputs.push(network.clone());
+            }
+        }
         if !reference.starts_with("shapes:") {
             inputs.push(reference.into());
         }
-        let mut args = strings(&["evaluate", reference, &say(&npz)]);
-        args.extend(strings(&[
-            "--classifier",
-            &say(classifier),
-            "--json",
-            &say(&scores),
-        ]));
+        args.extend(strings(&["--json", &say(&scores)]));
         self.stage(
             &mut row,
             "evaluation",

@@ -6,7 +6,13 @@ use crate::reproduce::preset::tests::embedded;
 #[test]
 fn the_embedded_presets_plan_every_required_row() {
     for name in ["tiny", "smoke-dit"] {
-        let plan = plan(&embedded(name), Path::new("runs/x"), 1).unwrap();
+        let plan = plan(
+            &embedded(name),
+            Path::new("runs/x"),
+            Path::new("hub.lock"),
+            1,
+        )
+        .unwrap();
         let ids: Vec<&str> = plan.rows.iter().map(|r| r.id.as_str()).collect();
         let required = [
             "dense",
@@ -35,7 +41,7 @@ fn the_embedded_presets_plan_every_required_row() {
 #[test]
 fn the_parts_of_table_2_plan_what_it_compares() {
     for part in crate::reproduce::recipe::tests::embedded("table2").parts {
-        let plan = plan(&part, Path::new("runs/x"), 1).unwrap();
+        let plan = plan(&part, Path::new("runs/x"), Path::new("hub.lock"), 1).unwrap();
         let has = |id: &str| plan.rows.iter().any(|r| r.id == id);
         for id in [
             "dense",
@@ -71,7 +77,7 @@ fn published_tables_keep_their_commands() {
         ("table2-sit", include_str!("commands/table2-sit.txt")),
         ("table2-mar", include_str!("commands/table2-mar.txt")),
     ] {
-        let plan = plan(&embedded(name), Path::new("OUT"), 1).unwrap();
+        let plan = plan(&embedded(name), Path::new("OUT"), Path::new("hub.lock"), 1).unwrap();
         let line = |stage: &Stage| {
             let to = stage.capture.as_deref().map(|f| format!(" > {}", say(f)));
             stage.args.join(" ") + &to.unwrap_or_default()
@@ -100,7 +106,7 @@ fn plans() -> impl Iterator<Item = (String, Preset, Plan)> {
     names.flat_map(|name| {
         let of = move |seeds| {
             let preset = embedded(name);
-            let plan = plan(&preset, Path::new("runs/x"), seeds).unwrap();
+            let plan = plan(&preset, Path::new("runs/x"), Path::new("hub.lock"), seeds).unwrap();
             (format!("{name} with {seeds} seeds"), preset, plan)
         };
         [of(1), of(3)]
@@ -111,7 +117,9 @@ fn plans() -> impl Iterator<Item = (String, Preset, Plan)> {
 fn every_input_is_made_before_it_is_read() {
     for (name, preset, plan) in plans() {
         let mut made: Vec<PathBuf> = Vec::new();
-        let models = [&preset.teacher, &preset.classifier];
+        let models: Vec<&PathBuf> = std::iter::once(&preset.teacher)
+            .chain(&preset.classifier)
+            .collect();
         for stage in &plan.stages {
             for input in stage.inputs.iter().filter(|i| !models.contains(i)) {
                 assert!(
@@ -168,7 +176,13 @@ fn names_and_folders_are_not_shared() {
 
 #[test]
 fn distillation_gets_teacher_and_selection_and_fine_tuning_gets_neither() {
-    let plan = plan(&embedded("tiny"), Path::new("runs/x"), 1).unwrap();
+    let plan = plan(
+        &embedded("tiny"),
+        Path::new("runs/x"),
+        Path::new("hub.lock"),
+        1,
+    )
+    .unwrap();
     let args = |name: &str| {
         plan.stages
             .iter()
@@ -208,13 +222,25 @@ fn args(plan: &Plan, name: &str) -> String {
 #[test]
 fn a_repeat_adds_what_a_seed_changes_and_nothing_else() {
     let names = |seeds| -> Vec<String> {
-        let plan = plan(&embedded("tiny"), Path::new("runs/x"), seeds).unwrap();
+        let plan = plan(
+            &embedded("tiny"),
+            Path::new("runs/x"),
+            Path::new("hub.lock"),
+            seeds,
+        )
+        .unwrap();
         plan.stages.into_iter().map(|s| s.name).collect()
     };
     let (once, thrice) = (names(1), names(3));
     // The first seed's stages come first and are the same: a run can be extended.
     assert_eq!(thrice[..once.len()], once);
-    let plan = plan(&embedded("tiny"), Path::new("runs/x"), 3).unwrap();
+    let plan = plan(
+        &embedded("tiny"),
+        Path::new("runs/x"),
+        Path::new("hub.lock"),
+        3,
+    )
+    .unwrap();
     let groups = |of: u64| -> Vec<&str> {
         let rows = plan.rows.iter().filter(|r| r.repeat == of);
         rows.filter(|r| r.criterion != "dense")
@@ -257,7 +283,7 @@ fn a_study_names_its_kind_and_its_time() {
         let preset = embedded(name);
         let kind = serde_json::to_value(preset.study.as_ref().unwrap().kind).unwrap();
         assert_eq!(kind, *name);
-        let plan = plan(&preset, Path::new("runs/x"), 1).unwrap();
+        let plan = plan(&preset, Path::new("runs/x"), Path::new("hub.lock"), 1).unwrap();
         let expected = plan.stages.iter().map(|s| s.seconds).sum::<f64>() / 60.0;
         assert!(
             expected < minutes,
@@ -269,7 +295,13 @@ fn a_study_names_its_kind_and_its_time() {
 
 #[test]
 fn table_1_is_a_product_of_criteria_depths_recoveries_and_budgets() {
-    let plan = plan(&embedded("table1"), Path::new("runs/x"), 1).unwrap();
+    let plan = plan(
+        &embedded("table1"),
+        Path::new("runs/x"),
+        Path::new("hub.lock"),
+        1,
+    )
+    .unwrap();
     let has = |id: &str| assert!(plan.rows.iter().any(|r| r.id == id), "{id} is missing");
     for criterion in [
         "magnitude",
@@ -333,7 +365,13 @@ fn table_1_is_a_product_of_criteria_depths_recoveries_and_budgets() {
 
 #[test]
 fn the_second_jump_of_table_7_begins_at_the_recovered_model() {
-    let plan = plan(&embedded("table7"), Path::new("runs/x"), 2).unwrap();
+    let plan = plan(
+        &embedded("table7"),
+        Path::new("runs/x"),
+        Path::new("hub.lock"),
+        2,
+    )
+    .unwrap();
     let d8 = "runs/x/rows/d8-seed-1-kd/recovered/model";
     let search = args(&plan, "halves-seed-1/search");
     assert!(
@@ -367,7 +405,13 @@ fn the_second_jump_of_table_7_begins_at_the_recovered_model() {
 
 #[test]
 fn fixed_blocks_have_their_selection_beside_the_cut_model() {
-    let plan = plan(&embedded("figure4"), Path::new("runs/x"), 1).unwrap();
+    let plan = plan(
+        &embedded("figure4"),
+        Path::new("runs/x"),
+        Path::new("hub.lock"),
+        1,
+    )
+    .unwrap();
     let cut = args(&plan, "depth-4/cut");
     assert_eq!(
         cut,
@@ -386,7 +430,10 @@ fn what_does_not_fit_together_is_named() {
     let refused = |change: &dyn Fn(&mut Preset)| {
         let mut preset = embedded("table7");
         change(&mut preset);
-        format!("{:#}", plan(&preset, Path::new("runs/x"), 1).unwrap_err())
+        format!(
+            "{:#}",
+            plan(&preset, Path::new("runs/x"), Path::new("hub.lock"), 1).unwrap_err()
+        )
     };
     let said = refused(&|p| p.masks[2].of = Some("d9-kd".into()));
     assert!(
@@ -403,4 +450,57 @@ fn what_does_not_fit_together_is_named() {
     );
     let said = refused(&|p| p.masks[1].id = Some("d8".into()));
     assert!(said.contains("are called `d8`"), "{said}");
+}
+
+#[test]
+fn the_paper_goes_from_the_hub_to_the_table() {
+    let recipe = crate::reproduce::recipe::tests::embedded("paper");
+    let names: Vec<&str> = recipe.parts.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "TinyDiT-D19",
+            "TinyDiT-D14",
+            "TinyDiT-D7",
+            "TinySiT-D14",
+            "TinyMAR-D16"
+        ]
+    );
+    let mut made: Vec<PathBuf> = Vec::new();
+    for preset in &recipe.parts {
+        let out = Path::new("runs/paper").join(&preset.name);
+        let plan = plan(preset, &out, Path::new("runs/paper/hub.lock"), 1).unwrap();
+        assert_eq!(plan.stages[0].args[0], "encode");
+        for stage in &plan.stages {
+            let words = stage.args.join(" ");
+            // Everything from the hub is pinned by one lock.
+            let locked = words.ends_with("--lock runs/paper/hub.lock");
+            assert_eq!(words.contains("hub://"), locked, "{words}");
+            let trained = ["learn", "distill", "loss"].contains(&stage.args[0].as_str());
+            assert_eq!(
+                words.contains("--data data/latents-"),
+                trained
+                    || words.contains("block-influence")
+                    || words.contains("flux-lite")
+                    || words.contains("sensitivity")
+                    || words.contains("random-search")
+                    || stage.args[0] == "narrow",
+                "{words}"
+            );
+            if stage.args[0] == "evaluate" {
+                assert!(words.contains("--weights data/pt_inception"), "{words}");
+            }
+        }
+        // What is neither on the hub nor made by a part before is fetched by hand.
+        let by_hand: Vec<&Path> = preset.by_hand.iter().map(|b| b.path.as_path()).collect();
+        for input in plan.stages.iter().flat_map(|s| &s.inputs) {
+            let Some(path) = crate::files::local(input) else {
+                continue;
+            };
+            made.extend(plan.stages.iter().flat_map(|s| s.outputs.clone()));
+            let known =
+                by_hand.contains(&path.as_path()) || made.iter().any(|m| m.starts_with(&path));
+            assert!(known, "{}: nothing makes {}", preset.name, path.display());
+        }
+    }
 }

@@ -7,6 +7,7 @@ fn sketch(dir: &Path, word: &str) -> (Driver, Stage) {
     let driver = Driver {
         binary: "/bin/sh".into(),
         binary_sha256: "b".into(),
+        machine: crate::machine::of_here("b", false),
         out: dir.join("out"),
     };
     let (input, folder) = (dir.join("in"), dir.join("out/stage"));

@@ -2,6 +2,7 @@
 
 mod fid;
 mod prepare;
+mod stand_in;
 mod train;
 mod turns;
 mod worker;
@@ -37,6 +38,8 @@ enum What {
         /// Folder of the case
         case: PathBuf,
     },
+    /// Write a model of random weights with data for it, to find out what a command will cost
+    StandIn(stand_in::Args),
     /// Repeat a part of `evaluate` on demand
     Fid(fid::Args),
 }
@@ -87,6 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Prepare(args) => prepare::run(args),
         What::Fid(args) => fid::run(args),
+        What::StandIn(args) => stand_in::run(args),
         What::Worker { case } => worker::run(case),
     }
 }

@@ -104,7 +104,7 @@ fn network(args: &Args) -> Result<()> {
 }
 
 /// A trained network has no zeros: gates that start at 0 would make every block, and every disagreement, vanish.
-fn everywhere(weights: &StateDict, rng: &mut StepRng) -> Result<StateDict> {
+pub(super) fn everywhere(weights: &StateDict, rng: &mut StepRng) -> Result<StateDict> {
     let mut full = StateDict::new();
     for (name, tensor) in weights.iter() {
         let is_zero = tensor.abs()?.max_all()?.to_scalar::<f32>()? == 0.0;

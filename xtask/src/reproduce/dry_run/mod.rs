@@ -1,0 +1,179 @@
+//! `reproduce --dry-run`: what a preset would do, download, need and cost, without doing it.
+
+mod cost;
+mod measure;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::plan::on_hub;
+use super::stage::Driver;
+use super::{Part, missing};
+use crate::files;
+use cost::{Cost, Costs};
+use measure::Rates;
+
+/// What `tinyfusion pull --list` says of one place.
+#[derive(Deserialize)]
+struct Listed {
+    bytes: u64,
+    to_download: u64,
+    files: Vec<serde_json::Value>,
+}
+
+/// Prints the stages of all parts, then downloads, what is missing, and the estimate.
+pub(super) fn run(parts: &[Part], lock: &Path) -> Result<()> {
+    let rates = measured(parts)?;
+    let mut totals = Vec::new();
+    for part in parts {
+        println!("\n== {}\n", part.preset.name);
+        let costs = Costs::new(&part.preset, rates.get(&part.preset.model));
+        let costs = costs.of_stages(&part.plan.stages);
+        for (i, (stage, cost)) in part.plan.stages.iter().zip(&costs).enumerate() {
+            let number = i + 1;
+            println!("[{number}/{}] {}: {cost}", costs.len(), stage.name);
+            println!("$ {}", part.driver.command(stage));
+        }
+        totals.push((part.preset.name.as_str(), Cost::sum(&costs)));
+    }
+    println!("\n== Downloads\n");
+    let unlisted = downloads(parts, lock)?;
+    println!("\n== Estimate\n");
+    estimate(parts, &totals);
+    println!("\n== Missing\n");
+    let missing = missing::of(parts);
+    for m in &missing {
+        println!("{}: {}", m.path.display(), m.advice);
+    }
+    for place in &unlisted {
+        println!("{place}: its files are not in the cache, and the hub cannot be asked");
+    }
+    if missing.is_empty() && unlisted.is_empty() {
+        println!("nothing: the same command without --dry-run begins");
+    }
+    Ok(())
+}
+
+/// The rates of every network that a preset names.
+fn measured(parts: &[Part]) -> Result<BTreeMap<Option<String>, Rates>> {
+    let mut all = BTreeMap::new();
+    for Part { preset, driver, .. } in parts {
+        let Some(model) = &preset.model else { continue };
+        if !all.contains_key(&preset.model) {
+            println!("measuring steps of {model} with few blocks and random weights");
+            let folder = driver.out.join("dry-run");
+            let rates = Rates::measure(driver, preset, model, &folder);
+            files::remove(&folder)?;
+            let rates = rates.with_context(|| format!("measuring {model}"))?;
+            all.insert(preset.model.clone(), rates);
+        }
+    }
+    Ok(all)
+}
+
+/// Every place on the hub with its size; returns those of which nothing is known.
+fn downloads(parts: &[Part], lock: &Path) -> Result<Vec<String>> {
+    let words = parts
+        .iter()
+        .flat_map(|p| &p.plan.stages)
+        .flat_map(|s| &s.args);
+    let places: BTreeSet<&str> = words
+        .filter(|word| on_hub(word))
+        .map(|word| word.split('#').next().unwrap_or(word))
+        .collect();
+    let mut unlisted = Vec::new();
+    let Some(Part { driver, .. }) = parts.first() else {
+        return Ok(unlisted);
+    };
+    for &place in &places {
+        match listed(driver, place, lock)? {
+            Ok(found) => println!(
+                "{place}: {} files, {}, of which {} are to be downloaded",
+                found.files.len(),
+                gigabytes(found.bytes),
+                gigabytes(found.to_download)
+            ),
+            Err(why) => {
+                println!("{place}: size unknown ({why})");
+                unlisted.push(place.to_string());
+            }
+        }
+    }
+    let by_hand = parts.iter().flat_map(|p| &p.preset.by_hand);
+    let by_hand: BTreeMap<&Path, _> = by_hand.map(|b| (b.path.as_path(), b)).collect();
+    for (path, what) in &by_hand {
+        let there = if path.exists() { "there" } else { "missing" };
+        println!("{} (by hand, {there}): {}", path.display(), what.say());
+    }
+    if places.is_empty() && by_hand.is_empty() {
+        println!("none");
+    }
+    Ok(unlisted)
+}
+
+/// What the binary finds at a place, or why it finds nothing.
+fn listed(
+    driver: &Driver,
+    place: &str,
+    lock: &Path,
+) -> Result<std::result::Result<Listed, String>> {
+    let mut command = Command::new(driver.absolute_binary());
+    command.args(["pull", place, "--list", "--lock"]).arg(lock);
+    let out = command.output().context("the binary cannot be started")?;
+    if !out.status.success() {
+        let said = String::from_utf8_lossy(&out.stderr);
+        let last = said.lines().last().unwrap_or("no reason given");
+        return Ok(Err(last.trim_start_matches("error: ").to_string()));
+    }
+    let mut all: Vec<Listed> =
+        serde_json::from_slice(&out.stdout).context("what `pull --list` printed")?;
+    let one = all.pop().context("`pull --list` printed nothing")?;
+    Ok(Ok(one))
+}
+
+fn estimate(parts: &[Part], totals: &[(&str, Cost)]) {
+    for (name, total) in totals {
+        println!("{name}: {total}");
+    }
+    if let [_, _, ..] = totals {
+        let all: Vec<Cost> = totals.iter().map(|(_, total)| total.clone()).collect();
+        println!("together: {}", Cost::sum(&all));
+    }
+    let Some(part) = parts.first() else { return };
+    let machine = &part.driver.machine;
+    println!(
+        "\non this machine: {}, {} cores, {} of memory; everything runs on the CPU",
+        machine.cpu.as_deref().unwrap_or("unknown processor"),
+        machine.cores,
+        machine
+            .memory_bytes
+            .map_or("an unknown amount".into(), gigabytes)
+    );
+    let largest = totals
+        .iter()
+        .filter_map(|(_, total)| total.bytes)
+        .fold(0.0, f64::max);
+    if let Some(memory) = machine.memory_bytes
+        && largest > memory as f64
+    {
+        println!(
+            "the largest stage needs {}, more than there is: add `micro-batches` to [learn] and [recover] (or `recompute` \
+             by hand), or run the printed commands on a larger machine",
+            gigabytes(largest as u64)
+        );
+    }
+    if totals.iter().any(|(_, total)| total.unknown > 0) {
+        println!("stages without an estimate are not in the sums");
+    }
+}
+
+fn gigabytes(bytes: u64) -> String {
+    match bytes {
+        0..10_000_000 => format!("{:.2} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
