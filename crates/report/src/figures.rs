@@ -177,6 +177,7 @@ mod tests {
             title: None,
             columns: Vec::new(),
             x_name: Some("batch size".into()),
+            against: Vec::new(),
         });
         r
     }

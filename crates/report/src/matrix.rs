@@ -1,6 +1,7 @@
 //! A table of groups: columns that tell them apart, then what they measured. One code for every study.
 
 use crate::groups::{Group, groups};
+use crate::latex::escape;
 use crate::measure::{Measure, plus_minus};
 use crate::results::Results;
 use crate::study::cell;
@@ -209,10 +210,17 @@ impl Matrix {
     /// As rows of a LaTeX tabular: cells between `&`, `\\` at the end, the best in `\textbf`. The first line is a comment
     /// with the columns' names.
     pub fn latex(&self) -> String {
-        let mut out = format!("% {}\n", self.columns.join(" & "));
+        let mut out = format!(
+            "% {}\n",
+            self.columns
+                .iter()
+                .map(|c| escape(c))
+                .collect::<Vec<_>>()
+                .join(" & ")
+        );
         for line in &self.lines {
             let cell = |(cell, best): (&String, &bool)| {
-                let text = latex(cell);
+                let text = escape(cell);
                 if *best {
                     format!("\\textbf{{{text}}}")
                 } else {
@@ -224,30 +232,6 @@ impl Matrix {
         }
         out
     }
-}
-
-/// Escapes what LaTeX would take for a command.
-fn latex(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' | '%' | '$' | '#' | '_' | '{' | '}' => {
-                out.push('\\');
-                out.push(c);
-            }
-            '\\' => out.push_str("\\textbackslash{}"),
-            '~' => out.push_str("\\textasciitilde{}"),
-            '^' => out.push_str("\\textasciicircum{}"),
-            '±' => out.push_str("$\\pm$"),
-            '–' => out.push_str("--"),
-            '→' => out.push_str("$\\to$"),
-            'Δ' => out.push_str("$\\Delta$"),
-            '×' => out.push_str("$\\times$"),
-            '\n' => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -297,6 +281,7 @@ mod tests {
             title: None,
             columns: vec!["recovery".into(), "criterion".into(), "pattern".into()],
             x_name: None,
+            against: Vec::new(),
         });
         let table = matrix(&r);
         let recoveries: Vec<&str> = table.lines.iter().map(|l| l.cells[0].as_str()).collect();
@@ -322,6 +307,12 @@ mod tests {
         assert!(text.contains("26.0 $\\pm$ 5.2"));
         assert!(text.contains("\\textbf{13}"), "{text}");
         assert!(lines[1..].iter().all(|l| l.ends_with(" \\\\")));
+        // pdfLaTeX has no glyphs for what the reports write elsewhere.
+        r.rows[0].name = "masked KD, 2σ, β ≥ 0.1, τ ≤ 4, 3 × 2 − 1 → 0, Δ, é, ∮ [*]\n".into();
+        r.rows[1].labels = [("Σ".to_string(), "µ…".to_string())].into();
+        let text = matrix(&r).latex();
+        assert!(text.is_ascii(), "{text}");
+        assert!(text.contains("2$\\sigma$, $\\beta$ $\\ge$ 0.1"), "{text}");
     }
 
     #[test]

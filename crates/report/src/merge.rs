@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::results::{Aggregate, Machine, Results};
+use crate::aggregate::Aggregate;
+use crate::results::{Machine, Results};
 
 /// What is wrong with the files or with putting them together.
 #[derive(Debug, thiserror::Error)]
@@ -345,7 +346,7 @@ mod tests {
         let of: Vec<u64> = random.rows.iter().map(|r| r.repetition()).collect();
         assert_eq!(of, [0, 0, 0, 0, 1, 1, 1, 1]);
         assert_eq!(section.results.seconds, 1680.0);
-        assert_eq!(section.results.random.as_ref().unwrap().count, 8);
+        assert_eq!(section.results.random[0].count, 8);
         assert_eq!(section.notes.len(), 1, "{:?}", section.notes); // the same four masks twice
     }
 

@@ -11,7 +11,7 @@ fn answers(results: &Results, part: &str) -> Vec<(Verdict, String)> {
 
 fn set(results: &mut Results, id: &str, fid: f64) {
     results.rows.iter_mut().find(|r| r.id == id).unwrap().fid = Some(fid);
-    results.random = crate::results::Aggregate::of(&results.rows);
+    results.random = crate::aggregate::Aggregate::of(&results.rows);
 }
 
 // The made-up random masks have FID 20, 24, 28, 32: median 26, spread 12.
@@ -225,7 +225,7 @@ fn the_headline_follows_the_verdicts() {
 fn missing_rows_and_numbers_are_no_answers() {
     let mut r = results();
     r.rows.retain(|row| row.criterion == "dense");
-    r.random = None;
+    r.random.clear();
     let all = findings(&r);
     assert!(all.iter().all(|f| !f.answers.is_empty()));
     assert_eq!(answers(&r, "median random")[0].0, Verdict::Unknown);
