@@ -2,6 +2,7 @@
 
 mod activations;
 mod calibration;
+mod dots;
 mod over_x;
 mod panels;
 mod speed;
@@ -13,6 +14,7 @@ use crate::svg::{Anchor, Frame, Scale, Svg, short};
 
 pub use activations::{Activations, Beyond, Layer, activations};
 pub use calibration::{correlations, criteria_over_calibration};
+pub use dots::dots;
 pub use over_x::fid_over_x;
 pub use panels::{Search, searches};
 pub use speed::speed_over_compression;
