@@ -84,7 +84,9 @@ fn key(results: &Results) -> String {
     } else {
         ""
     };
-    format!("Bold: the best, the dense model and methods that lost seeds aside.{spread}")
+    format!(
+        "Bold: the best of its size, budget and x, the dense model and methods that lost seeds aside.{spread}"
+    )
 }
 
 /// The differences in words; what cannot be said is said, too.

@@ -1,9 +1,10 @@
 //! A table of groups: columns that tell them apart, then what they measured. One code for every study.
 
+use crate::class::same_work;
 use crate::groups::{Group, groups};
 use crate::latex::escape;
 use crate::measure::{Measure, plus_minus};
-use crate::results::Results;
+use crate::results::{ResultRow, Results};
 use crate::study::cell;
 
 /// Cells of text, with the best of every measured column marked.
@@ -22,7 +23,7 @@ pub struct Matrix {
 pub struct Line {
     /// As many as there are columns.
     pub cells: Vec<String>,
-    /// Whether the cell is its column's best; the dense model, which nothing was cut from, does not compete.
+    /// Whether the cell is its column's best among the methods of its size and budget; the dense model, which nothing was cut from, does not compete.
     pub best: Vec<bool>,
 }
 
@@ -129,7 +130,7 @@ fn measured(group: &Group<'_>, measure: Measure) -> String {
     if let Some(moments) = measure.over(group.rows.iter().copied()) {
         return plus_minus(moments);
     }
-    let all = |of: &dyn Fn(&crate::ResultRow) -> bool| group.rows.iter().all(|r| of(r));
+    let all = |of: &dyn Fn(&ResultRow) -> bool| group.rows.iter().all(|r| of(r));
     if all(&|r| r.diverged()) && measure != Measure::CalibrationLoss {
         "diverged".into()
     } else if all(&|r| r.failed.is_some()) {
@@ -139,29 +140,31 @@ fn measured(group: &Group<'_>, measure: Measure) -> String {
     }
 }
 
-/// The lines with the best mean, if at least two compete.
+/// The lines with the best mean of their size, budget and x, where at least two compete and are not all alike.
 fn best(keyed: &[(Vec<String>, &Group<'_>)], measure: Measure) -> Vec<usize> {
-    let means: Vec<(usize, f64)> = keyed
+    let means: Vec<(usize, &ResultRow, f64)> = keyed
         .iter()
         .enumerate()
         // A method that loses seeds has no mean to win with.
         .filter(|(_, (_, g))| g.first().criterion != "dense" && g.lost().is_none())
-        .filter_map(|(i, (_, g))| Some((i, measure.over(g.rows.iter().copied())?.mean)))
+        .filter_map(|(i, (_, g))| {
+            let mean = measure.over(g.rows.iter().copied())?.mean;
+            Some((i, g.first(), mean))
+        })
         .collect();
-    let means_alone = means.iter().map(|m| m.1);
-    let best = if measure.lower_is_better() {
-        means_alone.reduce(f64::min)
-    } else {
-        means_alone.reduce(f64::max)
+    let better = |a: f64, b: f64| {
+        if measure.lower_is_better() {
+            a < b
+        } else {
+            a > b
+        }
     };
-    let Some(best) = best.filter(|_| means.len() > 1) else {
-        return Vec::new();
+    let is_best = |&&(_, row, mean): &&(usize, &ResultRow, f64)| {
+        let mut rivals = means.iter().filter(|(_, r, _)| same_work(row, r));
+        let beaten = rivals.clone().any(|(.., other)| better(*other, mean));
+        !beaten && rivals.any(|(.., other)| better(mean, *other))
     };
-    means
-        .into_iter()
-        .filter(|m| m.1 == best)
-        .map(|m| m.0)
-        .collect()
+    means.iter().filter(is_best).map(|m| m.0).collect()
 }
 
 impl Matrix {
@@ -271,6 +274,23 @@ mod tests {
             ["learned 2:4 (lora), masked KD"],
             "the dense teacher does not compete"
         );
+    }
+
+    #[test]
+    fn the_best_is_the_best_of_its_size_and_budget() {
+        let table = matrix(&crate::sample::study());
+        let fid = table.columns.iter().position(|c| c == "FID").unwrap();
+        let best: Vec<&str> = table
+            .lines
+            .iter()
+            .filter(|l| l.best[fid])
+            .map(|l| l.cells[0].as_str())
+            .collect();
+        // Of four classes, and not only of the deepest that was recovered longest.
+        assert_eq!(best, ["learned"; 4]);
+        // Where all are alike there is no best.
+        let precision = table.columns.iter().position(|c| c == "P").unwrap();
+        assert!(table.lines.iter().all(|l| !l.best[precision]));
     }
 
     #[test]

@@ -319,7 +319,7 @@ fn a_study_is_judged_class_by_class() {
         learned[0].1
     );
     assert!(
-        learned[0].1.contains(" of 3, worse than 0, "),
+        learned[0].1.contains(" of 3 rivals, worse than 0, "),
         "{}",
         learned[0].1
     );
@@ -435,4 +435,59 @@ fn without_random_masks_a_difference_is_not_called_a_win() {
             .all(|f| !f.question.contains("random mask"))
     );
     assert!(!headline(&r).contains("random"), "{}", headline(&r));
+}
+
+#[test]
+fn a_baseline_is_answered_for_all_at_once() {
+    let mut r = crate::sample::study();
+    let against =
+        r#"{"kind": "table5", "against": [{"column": "recovery", "value": "fine-tuning"}]}"#;
+    r.study = Some(serde_json::from_str(against).unwrap());
+    // KD gains 5 in every mask and seed, which is no noise to test by: let it vary.
+    for row in r
+        .rows
+        .iter_mut()
+        .filter(|r| r.recovery == Recovery::MaskedKd)
+    {
+        row.fid = row.fid.map(|f| f + 0.001 * row.seed as f64);
+    }
+    let all = answers(&r, "better than the baseline");
+    assert_eq!(all.len(), 2, "one for each measure");
+    assert_eq!(all[0].0, Verdict::Yes);
+    assert!(
+        all[0]
+            .1
+            .starts_with("by FID, 10 of 10 comparisons are won (oracle"),
+        "{}",
+        all[0].1
+    );
+    assert!(
+        headline(&r).contains("better than their baseline in 10 of 10 comparisons"),
+        "{}",
+        headline(&r)
+    );
+}
+
+#[test]
+fn many_learned_masks_of_a_study_are_not_told_twice() {
+    let mut r = results();
+    r.study = Some(serde_json::from_str(r#"{"kind": "table4"}"#).unwrap());
+    let asked = |r: &Results| {
+        let every = |f: &Finding| f.question.contains("every random");
+        findings(r).iter().any(every)
+    };
+    assert!(asked(&r));
+    let row = r
+        .rows
+        .iter()
+        .find(|r| r.id == "learned-1-2-ft")
+        .unwrap()
+        .clone();
+    for i in 0..6 {
+        r.rows.push(ResultRow {
+            id: format!("learned-{i}"),
+            ..row.clone()
+        });
+    }
+    assert!(!asked(&r));
 }
