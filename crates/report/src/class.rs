@@ -107,6 +107,14 @@ pub(crate) fn words(class: &[&ResultRow], results: &Results, recovery: bool) -> 
     words.join(", ")
 }
 
+/// [`words`] to begin a sentence with: `8 blocks, 200 steps: `, or nothing.
+pub(crate) fn prefix(class: &[&ResultRow], results: &Results, recovery: bool) -> String {
+    match words(class, results, recovery) {
+        name if name.is_empty() => name,
+        name => format!("{name}: "),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,8 +11,8 @@ use crate::statistics::{Paired, holm};
 use crate::study::{Against, cell};
 use crate::svg::short;
 
-/// What is tested: quality after recovery.
-const TESTED: [Measure; 2] = [Measure::Fid, Measure::HeldOutLoss];
+/// What is tested: quality after recovery. The first one decides a verdict.
+pub(crate) const TESTED: [Measure; 2] = [Measure::Fid, Measure::HeldOutLoss];
 /// A corrected p from here on is within noise.
 pub(crate) const LEVEL: f64 = 0.05;
 
@@ -88,7 +88,7 @@ fn signed(x: f64) -> String {
 /// group that is judged has more than one repetition: one seed cannot be tested.
 pub fn comparisons(results: &Results) -> Vec<Comparison> {
     let groups = groups(&results.rows);
-    let against = results.study.as_ref().map_or(&[][..], |s| &s.against);
+    let against = results.against();
     let families: Vec<Family<'_, '_>> = if against.is_empty() {
         groups.iter().map(|g| rivals(g, &groups)).collect()
     } else {
@@ -341,7 +341,7 @@ and recovery: every row is scored once, with one seed of sampling, and what othe
 
 /// The heading of the tests.
 pub(crate) fn heading(results: &Results) -> String {
-    let against = results.study.as_ref().map_or(&[][..], |s| &s.against);
+    let against = results.against();
     let named: Vec<String> = against
         .iter()
         .map(|a| format!("{} {}", a.column, a.value))
@@ -357,7 +357,7 @@ pub(crate) fn heading(results: &Results) -> String {
 pub(crate) fn untested(results: &Results) -> Option<String> {
     let groups = groups(&results.rows);
     let students = || groups.iter().filter(|g| g.first().criterion != "dense");
-    let against = results.study.as_ref().map_or(&[][..], |s| &s.against);
+    let against = results.against();
     let learned = || students().filter(|g| g.first().criterion == "learned");
     if against.is_empty() && learned().next().is_none() {
         return None;

@@ -69,7 +69,7 @@ pub fn study_figures(results: &Results, read: Read<'_>) -> Result<Vec<Figure>, E
 
 /// What is drawn by [`plots::dots`].
 const DOTS: &str = "Lower is better. Large dots: means over seeds; small ones: the rows; whiskers: one standard deviation over seeds \
-of search and recovery (over the masks, where they are random). Dashed: the dense model. Hollow: pruned in width.";
+of search and recovery (over the masks, where they are random). Dashed: the dense model, where it is near. Hollow: pruned in width.";
 
 /// The plots of any results that need no file: what a report of no study shows.
 pub fn plain_figures(results: &Results) -> Vec<Figure> {

@@ -19,6 +19,9 @@ pub use over_x::fid_over_x;
 pub use panels::{Search, searches};
 pub use speed::speed_over_compression;
 
+/// A range this wide is shown on a logarithmic scale.
+const WIDE: f64 = 5.0;
+
 /// One line of a search's `history.jsonl`, as far as it is drawn.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Decision {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::aggregate::Aggregate;
-use crate::study::Study;
+use crate::study::{Against, Study};
 
 /// Everything that the experiment found: the content of `results.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,6 +54,13 @@ pub struct Results {
 
 fn dit() -> String {
     "DiT".into()
+}
+
+impl Results {
+    /// What the study holds its rows against; empty without a study, and where it names nothing.
+    pub(crate) fn against(&self) -> &[Against] {
+        self.study.as_ref().map_or(&[], |s| &s.against)
+    }
 }
 
 /// A list; anything else is of an older schema.

@@ -6,7 +6,7 @@ use super::means::means;
 use super::measure::fine_tuned;
 use super::rules::compare;
 use super::{MANY, Verdict};
-use crate::class::{classes, comparable, masks, same_work, words};
+use crate::class::{classes, comparable, masks, prefix, same_work};
 use crate::comparisons::LEVEL;
 use crate::correlation::rank_correlation;
 use crate::results::{Recovery, ResultRow, Results};
@@ -63,10 +63,7 @@ fn over_masks(class: &[&ResultRow], results: &Results) -> Option<(Verdict, Strin
         }
         None => (Verdict::Unclear, "no test".into()),
     };
-    let name = match words(class, results, false) {
-        name if name.is_empty() => name,
-        name => format!("{name}: "),
-    };
+    let name = prefix(class, results, false);
     let text = format!(
         "{name}mean FID {} with masked KD against {} fine-tuned over {} pairs of equal masks, of which {wins} are better with KD; \
          paired test over {} seeds: {tested}.",
@@ -103,10 +100,7 @@ pub(super) fn calibration(results: &Results) -> Vec<(Verdict, String)> {
             Verdict::No => "masks that hurt less before recovery are worse after it",
             _ => "no clear relation",
         };
-        let name = match words(&class, results, true) {
-            name if name.is_empty() => name,
-            name => format!("{name}: "),
-        };
+        let name = prefix(&class, results, true);
         let text = format!(
             "{name}{meaning}: rank correlation of {} between calibration loss and FID over {} fine-tuned recoveries of {masks} masks \
              (beyond ±{} it would be unlikely by chance).",

@@ -43,6 +43,7 @@ pub(super) fn loss(row: &ResultRow) -> String {
 }
 
 /// What a difference between two rows is held against.
+#[derive(Clone, Copy)]
 enum Noise {
     /// The spread of random masks of the same work: another draw moves the number as far.
     Spread(f64),

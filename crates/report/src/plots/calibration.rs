@@ -1,7 +1,7 @@
 //! The loss of masks right after the cut against the FID after recovery.
 
-use super::Labels;
-use crate::class::{classes, comparable, masks, words};
+use super::{Labels, WIDE};
+use crate::class::{classes, comparable, masks, prefix};
 use crate::correlation::rank_correlation;
 use crate::groups::groups;
 use crate::measure::Measure;
@@ -65,16 +65,13 @@ const SHAPES: [&[(f64, f64)]; 10] = [
 ];
 /// Every shape is drawn filled first and hollow then, so that twice as many criteria have a marker of their own.
 fn marker(criterion: usize) -> (&'static [(f64, f64)], &'static str) {
-    let fill = if criterion / SHAPES.len() % 2 == 0 {
+    let fill = if (criterion / SHAPES.len()).is_multiple_of(2) {
         "full s2 f2"
     } else {
         "hollow s2"
     };
     (SHAPES[criterion % SHAPES.len()], fill)
 }
-
-/// A range this wide is shown on a logarithmic scale.
-const WIDE: f64 = 5.0;
 
 /// Rows that have both numbers: those, and what is drawn.
 fn points(results: &Results) -> Vec<(&ResultRow, f64, f64)> {
@@ -173,10 +170,7 @@ pub fn correlations(results: &Results) -> String {
         .iter()
         .map(|class| {
             let over = |keep: &dyn Fn(&ResultRow) -> bool| correlation(class, keep);
-            let name = match words(class, results, true) {
-                name if name.is_empty() => name,
-                name => format!("{name}: "),
-            };
+            let name = prefix(class, results, true);
             let random = if class.iter().any(|r| r.criterion == "random") {
                 format!(
                     "; the random ones alone: {}",

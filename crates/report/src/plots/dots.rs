@@ -1,5 +1,7 @@
 //! One dot per row, a line per method: what a table of a study shows at a glance.
 
+use super::WIDE;
+use super::over_x::colour as palette;
 use crate::class::{WIDTH, classes, same_work, words};
 use crate::groups::{Group, groups};
 use crate::measure::{Measure, plus_minus};
@@ -40,11 +42,13 @@ fn names(row: &ResultRow, kind: Kind) -> (String, String) {
 /// Distance of two lines, and of two colours on one line.
 const LINE: f64 = 20.0;
 const APART: f64 = 6.0;
+const HEADING: f64 = 24.0;
 const LEFT: f64 = 190.0;
 const RIGHT: f64 = 616.0;
 
 /// A small dot for every row, a large one for the mean over a method's seeds with a whisker of one standard deviation; the
-/// lines of a size and a budget together under their heading, and the dense model as a dashed line through all of them.
+/// lines of a size and a budget together under their heading, and the dense model as a dashed line through all of them,
+/// where it is near enough.
 ///
 /// None where no row has the number. The names and colours are returned for the legend.
 pub fn dots(
@@ -69,21 +73,35 @@ pub fn dots(
     if sections.is_empty() {
         return None;
     }
-    let dense = results.rows.iter().find(|r| r.id == "dense");
-    let dense = dense.and_then(|r| measure.of(r));
+    // Room for every colour beside the others.
+    let height = LINE.max(APART * (colours.len() + 1) as f64);
     let headed = |(heading, lines): &(String, Vec<Line<'_>>)| {
-        lines.len() as f64 + if heading.is_empty() { 0.0 } else { 1.2 }
+        height * lines.len() as f64 + if heading.is_empty() { 0.0 } else { HEADING }
     };
     let top = 12.0;
-    let bottom = top + LINE * sections.iter().map(headed).sum::<f64>() + 6.0;
-    let values = students().filter_map(|r| measure.of(r)).chain(dense);
-    let values: Vec<f64> = values.collect();
-    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let wide = low > 0.0 && values.iter().copied().fold(0.0, f64::max) > 5.0 * low;
+    let bottom = top + sections.iter().map(headed).sum::<f64>() + 6.0;
+    let values: Vec<f64> = students().filter_map(|r| measure.of(r)).collect();
+    let (low, high) = (values.iter()).fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| {
+        (l.min(*v), h.max(*v))
+    });
+    // A teacher that is far better must not squeeze the others into a corner.
+    let dense = results.rows.iter().find(|r| r.id == "dense");
+    let dense = dense.and_then(|r| measure.of(r));
+    let span = high - low;
+    let near = dense.filter(|d| (low - span..=high + span).contains(d));
+    let wide = low > 0.0 && high > WIDE * low;
     let x = if wide {
-        Scale::log(values, LEFT, RIGHT)
+        Scale::log(values.into_iter().chain(near), LEFT, RIGHT)
     } else {
-        Scale::linear(values, LEFT, RIGHT)
+        let ends = sections
+            .iter()
+            .flat_map(|(_, lines)| lines)
+            .flat_map(|line| {
+                let moments = |g: &Group<'_>| measure.over(g.rows.iter().copied());
+                line.dots.iter().filter_map(move |(_, g)| moments(g))
+            });
+        let ends = ends.flat_map(|m| m.ends());
+        Scale::linear(values.into_iter().chain(near).chain(ends), LEFT, RIGHT)
     };
     let name = measure.name();
     let mut svg = Svg::new(
@@ -100,28 +118,32 @@ pub fn dots(
             &short(tick),
         );
     }
-    if let Some(dense) = dense {
-        svg.path(
+    match (dense, near) {
+        (_, Some(dense)) => svg.path(
             "ideal",
             &[(x.at(dense), bottom), (x.at(dense), top)],
             &format!("dense teacher: {name} {}", short(dense)),
-        );
+        ),
+        (Some(dense), None) => {
+            let text = format!("dense {}, off the scale", short(dense));
+            svg.text("tick", (8.0, bottom + 36.0), Anchor::Start, &text);
+        }
+        (None, None) => {}
     }
     let mut y = top;
     for (heading, lines) in &sections {
         if !heading.is_empty() {
-            y += 1.2 * LINE;
+            y += HEADING;
             svg.text("strong", (8.0, y - 6.0), Anchor::Start, heading);
         }
         for line in lines {
-            y += LINE;
-            let at = y - LINE / 2.0;
+            y += height;
+            let at = y - height / 2.0;
             svg.text("label", (LEFT - 8.0, at + 4.0), Anchor::End, &line.name);
             for (colour, group) in &line.dots {
                 // Colours side by side, around the line.
                 let shift = APART * (*colour as f64 - (colours.len() - 1) as f64 / 2.0);
-                let shift = shift.clamp(APART - LINE / 2.0, LINE / 2.0 - APART);
-                draw(&mut svg, &x, at + shift, group, measure, series(*colour));
+                draw(&mut svg, &x, at + shift, group, measure, palette(*colour));
             }
         }
         svg.line("grid", (8.0, y + 3.0), (RIGHT, y + 3.0));
@@ -138,12 +160,8 @@ pub fn dots(
     let legend = legend.filter(|(_, name)| !name.is_empty());
     Some((
         svg.finish(),
-        legend.map(|(i, name)| (series(i), name)).collect(),
+        legend.map(|(i, name)| (palette(i), name)).collect(),
     ))
-}
-
-fn series(colour: usize) -> usize {
-    [3, 2, 4, 5, 0, 1][colour % 6]
 }
 
 /// The lines of a section, each with its colours; new colours are added.
@@ -187,10 +205,9 @@ fn draw(svg: &mut Svg, x: &Scale, y: f64, group: &Group<'_>, measure: Measure, s
     let Some(mean) = measure.over(group.rows.iter().copied()) else {
         return;
     };
-    if let Some(deviation) = mean.deviation {
-        let ends = [mean.mean - deviation, mean.mean + deviation];
+    if mean.deviation.is_some() {
         // A mean less its deviation may be negative, which a logarithmic scale has no place for.
-        let [low, high] = ends.map(|v| x.at(v).clamp(LEFT, RIGHT));
+        let [low, high] = mean.ends().map(|v| x.at(v).clamp(LEFT, RIGHT));
         svg.line("whisker", (low, y), (high, y));
         for row in &group.rows {
             if let Some(value) = measure.of(row) {
@@ -260,6 +277,14 @@ mod tests {
         let (svg, legend) = dots(&r, Kind::Table5, Measure::HeldOutLoss).unwrap();
         assert_eq!(count(&svg, "circle", None), 6);
         assert!(!svg.contains("whisker") && legend.is_empty());
+        // The teacher is far off the others: it is told, and not drawn.
+        assert!(
+            svg.contains("dense 0.02, off the scale") && !svg.contains("ideal"),
+            "{svg}"
+        );
+        r.rows[0].held_out_loss = Some(0.028);
+        let (svg, _) = dots(&r, Kind::Table5, Measure::HeldOutLoss).unwrap();
+        assert!(svg.contains("class=\"ideal\""));
         r.rows.iter_mut().for_each(|row| row.fid = None);
         assert!(dots(&r, Kind::Table5, Measure::Fid).is_none());
     }
