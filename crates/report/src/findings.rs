@@ -63,6 +63,8 @@ pub(crate) struct Finding {
 pub(crate) fn findings(results: &Results) -> Vec<Finding> {
     let one = &means(results);
     let tests = tests(results);
+    let recoveries_tested =
+        !tests.is_empty() && results.against().iter().any(|a| a.column == "recovery");
     let mut all = if tests.is_empty() {
         let learned = learned_against_median(one);
         let every = learned_against_every(one);
@@ -94,7 +96,12 @@ pub(crate) fn findings(results: &Results) -> Vec<Finding> {
     all.extend([
         (
             "Does masked distillation recover better than plain fine-tuning?",
-            distillation(results),
+            // A study that tests its recoveries has answered it.
+            if recoveries_tested {
+                Vec::new()
+            } else {
+                distillation(results)
+            },
         ),
         (
             "Is a pruned model better than the dense one with fewer steps at equal speed?",
