@@ -7,17 +7,17 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// A folder with models, a preset and the stand-in.
-pub struct Bench {
+pub(crate) struct Bench {
     dir: tempfile::TempDir,
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::of("tiny")
     }
 
     /// With one of the presets in assets/presets.
-    pub fn of(preset: &str) -> Self {
+    pub(crate) fn of(preset: &str) -> Self {
         let bench = Self {
             dir: tempfile::tempdir().unwrap(),
         };
@@ -42,11 +42,11 @@ impl Bench {
         bench
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn command(&self, env: &[(&str, &str)], extra: &[&str]) -> Command {
+    pub(crate) fn command(&self, env: &[(&str, &str)], extra: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         command
             .args([
@@ -69,27 +69,27 @@ impl Bench {
         command
     }
 
-    pub fn run(&self, env: &[(&str, &str)], extra: &[&str]) -> Output {
+    pub(crate) fn run(&self, env: &[(&str, &str)], extra: &[&str]) -> Output {
         self.command(env, extra).output().unwrap()
     }
 
     /// The calls since the last time this was asked.
-    pub fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         let text = fs::read_to_string(self.path("calls")).unwrap_or_default();
         fs::remove_file(self.path("calls")).ok();
         text.lines().map(String::from).collect()
     }
 
-    pub fn json(&self, name: &str) -> Value {
+    pub(crate) fn json(&self, name: &str) -> Value {
         serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
     }
 }
 
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-pub fn succeeded(output: &Output) -> String {
+pub(crate) fn succeeded(output: &Output) -> String {
     assert!(
         output.status.success(),
         "{}\n{}",
@@ -99,7 +99,7 @@ pub fn succeeded(output: &Output) -> String {
     stdout(output)
 }
 
-pub fn has(path: &Path, parts: &[&str]) {
+pub(crate) fn has(path: &Path, parts: &[&str]) {
     let text = fs::read_to_string(path).unwrap();
     for part in parts {
         assert!(text.contains(part), "{} lacks {part}", path.display());
