@@ -79,23 +79,23 @@ fn reservations(section: &Section) -> Vec<String> {
 fn key(results: &Results) -> String {
     let seeds = groups(&results.rows).iter().any(|g| g.rows.len() > 1);
     let spread = if seeds {
-        " Several seeds: mean ± standard deviation (n − 1), over the seeds that have the number."
+        " Several seeds: mean ± standard deviation (n − 1) over the seeds that have the number, of search and recovery (of random masks: over \
+         the masks). The noise of sampling is not in it: every row is scored once, with one seed."
     } else {
         ""
     };
-    format!("Bold: the best, the dense model and methods that lost seeds aside.{spread}")
+    format!(
+        "Bold: the best of its size, budget and x, the dense model and methods that lost seeds aside.{spread}"
+    )
 }
 
 /// The differences in words; what cannot be said is said, too.
-fn statements(results: &Results) -> (Vec<Comparison>, Option<&'static str>) {
-    let all = comparisons(&results.rows);
-    let learned = results.rows.iter().any(|r| r.criterion == "learned");
-    let note = match (all.is_empty(), learned) {
-        (false, _) => Some(comparisons::NOTE),
-        (true, true) => Some(
-            "Learned masks have a single seed here, or no rival that was recovered alike: which differences are noise cannot be tested.",
-        ),
-        (true, false) => None,
+fn statements(results: &Results) -> (Vec<Comparison>, Option<String>) {
+    let all = comparisons(results);
+    let note = if all.is_empty() {
+        comparisons::untested(results)
+    } else {
+        Some(comparisons::NOTE.into())
     };
     (all, note)
 }
@@ -117,7 +117,7 @@ fn markdown_of(parts: &[Part], objections: &[String]) -> String {
         );
         let (all, note) = statements(results);
         if let Some(note) = note {
-            out += "\n### Learned against its rivals\n\n";
+            out += &format!("\n### {}\n\n", comparisons::heading(results));
             out += &markdown::answers(&all);
             out += &format!("{}{note}\n", if all.is_empty() { "" } else { "\n" });
         }
@@ -161,8 +161,9 @@ fn page_of(parts: &[Part], objections: &[String]) -> String {
         let answers = html::answers(&all);
         let said = note.map_or(String::new(), |note| {
             format!(
-                "<h3>Learned against its rivals</h3>\n{answers}<p class=\"note\">{}</p>\n",
-                escape(note)
+                "<h3>{}</h3>\n{answers}<p class=\"note\">{}</p>\n",
+                escape(&comparisons::heading(results)),
+                escape(&note)
             )
         });
         let figures: String = part.figures.iter().map(html::figure).collect();
@@ -276,15 +277,14 @@ fn quoted(cell: &str) -> String {
 }
 
 fn latex(parts: &[Part]) -> String {
-    let mut out = String::from(
-        "% Rows for tabular; bold needs nothing, ± and arrows need math mode, which is in them.\n",
-    );
+    let mut out =
+        String::from("% Rows for tabular, in ASCII: pdfLaTeX needs no package for them.\n");
     for part in parts {
         let results = &part.section.results;
         // A comment ends with its line.
         out += &format!(
             "\n% {}\n{}",
-            heading(results).replace('\n', " "),
+            crate::latex::escape(&heading(results)),
             matrix(results).latex()
         );
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 use crate::groups::groups;
+use crate::measure::Measure;
 use crate::merge::Error;
 use crate::plots::{self, Activations, Decision, Search, Selection};
 use crate::report::Figure;
@@ -14,7 +15,7 @@ use crate::study::Kind;
 /// Reads a file that a row's [`crate::Traces`] name, as text.
 pub type Read<'a> = &'a dyn Fn(&Path) -> std::io::Result<String>;
 
-/// The plots that the study asks for; none without a study. Tables have no plot of their own.
+/// The plots that the study asks for; none without a study. A table is drawn as dots, a line per method.
 ///
 /// # Errors
 /// [`Error::Trace`] where a file that a row names cannot be read or is not what it should be.
@@ -54,9 +55,21 @@ pub fn study_figures(results: &Results, read: Read<'_>) -> Result<Vec<Figure>, E
             let caption = "Lower is better. Whiskers: one standard deviation over seeds.";
             vec![one("FID of the recoveries", caption, svg, legend)]
         }
-        _ => Vec::new(),
+        kind => [Measure::Fid, Measure::HeldOutLoss]
+            .into_iter()
+            .filter_map(|measure| {
+                let (svg, legend) = plots::dots(results, kind, measure)?;
+                let title = format!("{} of every method", measure.name());
+                let title = title[..1].to_uppercase() + &title[1..];
+                Some(one(&title, DOTS, svg, legend))
+            })
+            .collect(),
     })
 }
+
+/// What is drawn by [`plots::dots`].
+const DOTS: &str = "Lower is better. Large dots: means over seeds; small ones: the rows; whiskers: one standard deviation over seeds \
+of search and recovery (over the masks, where they are random). Dashed: the dense model, where it is near. Hollow: pruned in width.";
 
 /// The plots of any results that need no file: what a report of no study shows.
 pub fn plain_figures(results: &Results) -> Vec<Figure> {
@@ -177,6 +190,7 @@ mod tests {
             title: None,
             columns: Vec::new(),
             x_name: Some("batch size".into()),
+            against: Vec::new(),
         });
         r
     }
@@ -204,7 +218,10 @@ mod tests {
 
     #[test]
     fn random_masks_are_dots_and_every_criterion_has_its_marker() {
-        let r = of(Kind::Table3);
+        let mut r = of(Kind::Table3);
+        for (i, row) in r.rows.iter_mut().enumerate() {
+            row.kept_layers = vec![i];
+        }
         let figures = study_figures(&r, &files).unwrap();
         assert_eq!(count(&figures, "circle", "full s1 f1"), 4);
         assert_eq!(count(&figures, "circle", "full s3 f3"), 4);
@@ -226,11 +243,11 @@ mod tests {
                 "{label}"
             );
         }
-        // 4 random masks, 2 of the oracle, 4 learned; the calibration loss rises with FID in the sample.
+        // By recovery: 4 random masks, the oracle, 2 learned; the calibration loss rises with FID in the sample.
         assert!(
             figures[0]
                 .caption
-                .contains("FID: 1 over 10 masks; the random ones alone: 1 over 4 masks"),
+                .contains("fine-tuning: 1 over 7 recoveries of 7 masks; the random ones alone: 1 over 4 recoveries of 4 masks. masked KD: "),
             "{}",
             figures[0].caption
         );
@@ -321,6 +338,24 @@ mod tests {
         assert!(figures[0].svg.contains(">batch size</text>"));
         let names: Vec<&str> = figures[0].legend.iter().map(|l| l.1.as_str()).collect();
         assert_eq!(names, ["fine-tuning", "masked KD"]);
-        assert!(study_figures(&of(Kind::Table5), &files).unwrap().is_empty());
+    }
+
+    #[test]
+    fn tables_are_drawn_as_dots_of_both_measures() {
+        for kind in [Kind::Table1, Kind::Table4, Kind::Table5, Kind::Table7] {
+            let figures = study_figures(&of(kind), &files).unwrap();
+            let titles: Vec<&str> = figures.iter().map(|f| f.title.as_str()).collect();
+            assert_eq!(
+                titles,
+                ["FID of every method", "Held-out loss of every method"]
+            );
+            for figure in &figures {
+                let xml = roxmltree::Document::parse(&figure.svg).unwrap();
+                assert!(
+                    xml.descendants()
+                        .any(|n| n.has_tag_name(("http://www.w3.org/2000/svg", "circle")))
+                );
+            }
+        }
     }
 }

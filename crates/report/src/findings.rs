@@ -1,19 +1,29 @@
 //! What the numbers show, said by fixed rules, so that the report cannot flatter.
 //!
+//! Only comparable rows meet (see [`crate::class`]), and of several seeds of a method their mean. Where a study has tests of its
+//! own over seeds, those are summed up in the place of the single questions about the learned mask.
+//!
 //! The rules: two numbers within 1 % are a tie. A difference that is no larger than the whole spread
 //! (largest less smallest) of the random masks is named as such and not called a win: another
 //! random draw moves the number as far. "Better than random" without reserve means better than every
 //! random mask, a tie with the best of them excluded. A model whose loss is not a number has diverged, and
 //! is never better than anything, whatever FID its samples have. A speed-up counts only against dense sampling with fewer steps at the same speed.
 
+mod learned;
+mod means;
 mod measure;
+mod recoveries;
 mod rules;
+mod tested;
 
-use crate::correlation::rank_correlation;
+use crate::class::{classes, same_work};
 use crate::groups::{Group, groups};
 use crate::svg::short;
-use measure::{fine_tuned, other_masks};
-use rules::{Order, best, compare, compare_outright, loss, order, rows, unscored};
+use learned::{learned_against_every, learned_against_median, learned_against_oracle};
+use means::means;
+use recoveries::{calibration, distillation};
+use rules::{Order, best, compare_outright, order, unscored};
+use tested::{summed_up, tests, tests_in_a_sentence};
 
 use crate::results::{Recovery, ResultRow, Results};
 
@@ -49,39 +59,65 @@ pub(crate) struct Finding {
     pub(crate) answers: Vec<(Verdict, String)>,
 }
 
-/// Every finding, in the report's order.
+/// Every finding, in the report's order. A study leaves out the questions that it has no rows for.
 pub(crate) fn findings(results: &Results) -> Vec<Finding> {
-    let all = [
-        (
-            "Does the learned mask beat the median random mask?",
-            learned_against_median(results),
-        ),
-        (
-            "Does it beat every random mask?",
-            learned_against_every(results),
-        ),
-        (
-            "Does it beat the oracle (BK-SDM)?",
-            learned_against_oracle(results),
-        ),
+    let one = &means(results);
+    let tests = tests(results);
+    let recoveries_tested =
+        !tests.is_empty() && results.against().iter().any(|a| a.column == "recovery");
+    let mut all = if tests.is_empty() {
+        let learned = learned_against_median(one);
+        let every = learned_against_every(one);
+        // Better than the median outside of the spread is better than every one: where there are many, once is enough.
+        let every = if results.study.is_some() && every.len() > MANY {
+            Vec::new()
+        } else {
+            every
+        };
+        vec![
+            (
+                "Does the learned mask beat the median random mask?",
+                learned,
+            ),
+            ("Does it beat every random mask?", every),
+            (
+                "Does it beat the oracle (BK-SDM)?",
+                learned_against_oracle(one),
+            ),
+        ]
+    } else {
+        let question = if results.against().is_empty() {
+            "Does the learned mask beat its rivals?"
+        } else {
+            "Is anything better than the baseline?"
+        };
+        vec![(question, summed_up(&tests, !results.against().is_empty()))]
+    };
+    all.extend([
         (
             "Does masked distillation recover better than plain fine-tuning?",
-            distillation(results),
+            // A study that tests its recoveries has answered it.
+            if recoveries_tested {
+                Vec::new()
+            } else {
+                distillation(results)
+            },
         ),
         (
             "Is a pruned model better than the dense one with fewer steps at equal speed?",
-            fewer_steps(results),
+            fewer_steps(one),
         ),
         (
             "Does depth matter: is the dense teacher better than the best recovered student?",
-            depth(results),
+            depth(one),
         ),
         (
             "Does the loss before recovery predict the quality after it?",
             calibration(results),
         ),
-    ];
+    ]);
     all.into_iter()
+        .filter(|(_, answers)| results.study.is_none() || !answers.is_empty())
         .map(|(question, answers)| Finding {
             question,
             answers: if answers.is_empty() {
@@ -101,12 +137,36 @@ pub(crate) fn headline(results: &Results) -> String {
     if results.sample_count.is_some_and(|n| n < ENOUGH_SAMPLES) {
         return "This run is too small for its numbers to mean anything: it shows that the path works.".into();
     }
-    let verdicts: Vec<Verdict> = learned_against_median(results)
+    let said: Vec<String> = [
+        first_sentence(results),
+        depth_in_a_sentence(&means(results)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if said.is_empty() {
+        "Every method has a single seed in this run: which differences are noise is not known."
+            .into()
+    } else {
+        said.join(" ")
+    }
+}
+
+/// What the experiment asks in the first place.
+fn first_sentence(results: &Results) -> Option<String> {
+    if let Some(said) = tests_in_a_sentence(&tests(results), results) {
+        return Some(said);
+    }
+    let verdicts: Vec<Verdict> = learned_against_median(&means(results))
         .into_iter()
         .map(|a| a.0)
         .collect();
+    // A study that draws no random masks does not ask for them.
+    if results.study.is_some() && results.random.is_empty() {
+        return None;
+    }
     let wins = verdicts.iter().filter(|v| **v == Verdict::Yes).count();
-    let learned = if verdicts.iter().all(|v| *v == Verdict::Unknown) {
+    Some(if verdicts.iter().all(|v| *v == Verdict::Unknown) {
         "There are no numbers to compare the learned masks with random ones.".into()
     } else if wins == verdicts.len() {
         "In this run the learned masks recover better than every random mask.".into()
@@ -119,12 +179,7 @@ pub(crate) fn headline(results: &Results) -> String {
         "In this run the learned masks do not clearly win: none recovers better than every random mask.".into()
     } else {
         "In this run the learned masks do not win: none recovers better than the median random mask.".into()
-    };
-    [Some(learned), depth_in_a_sentence(results)]
-        .into_iter()
-        .flatten()
-        .collect::<Vec<String>>()
-        .join(" ")
+    })
 }
 
 fn depth_in_a_sentence(results: &Results) -> Option<String> {
@@ -163,10 +218,13 @@ pub(crate) fn caveats(results: &Results) -> Vec<String> {
             "Each {run}, {samples} samples against {reference} reference images. FID is biased upwards with so \
              few samples, equally for every row."
         ),
+        evaluation(results),
         "Held-out loss: the teacher's training loss on held-out images, with the same random draws for every row; it varies less \
          than FID."
             .into(),
-        "A difference within 1 % is called a tie, and one within the spread of the random masks is not called a win.".into(),
+        "A difference within 1 % is called a tie, and one within the spread of the comparable random masks (same size, sampling steps \
+         and budget) is not called a win."
+            .into(),
     ];
     if results.family == "MAR" {
         list.push(
@@ -202,121 +260,28 @@ pub(crate) fn caveats(results: &Results) -> Vec<String> {
     list
 }
 
-fn learned_against_median(results: &Results) -> Vec<(Verdict, String)> {
-    let answer = |row: &ResultRow| -> Option<(Verdict, String)> {
-        let random = results.random.as_ref()?;
-        let spread = random.fid?;
-        let Some(fid) = row.score() else {
-            return Some(unscored(row));
-        };
-        let numbers = format!(
-            "FID {} for {} against a median of {} ({} to {}, {} masks)",
-            short(fid),
-            row.name,
-            short(spread.median),
-            short(spread.min),
-            short(spread.max),
-            random.count
-        );
-        let (verdict, text) = match order(fid, spread.median) {
-            // A tie with the best random mask is no win over it.
-            Order::Better if order(fid, spread.min) == Order::Better => (Verdict::Yes, numbers),
-            Order::Better if fid < spread.min => (
-                Verdict::Unclear,
-                format!("better than the median, but a tie with the best random mask: {numbers}"),
-            ),
-            Order::Better => (
-                Verdict::Unclear,
-                format!(
-                    "better than the median, but inside the spread of the random masks: {numbers}"
-                ),
-            ),
-            Order::Tie => (Verdict::Unclear, format!("a tie: {numbers}")),
-            Order::Worse => (
-                Verdict::No,
-                format!("the learned mask does not win: {numbers}"),
-            ),
-        };
-        let loss = random.held_out_loss.map_or(String::new(), |l| {
-            format!(
-                "; held-out loss {} against {} ({} to {})",
-                loss(row),
-                short(l.median),
-                short(l.min),
-                short(l.max)
-            )
-        });
-        let other = other_masks(row, results).unwrap_or_default();
-        Some((verdict, format!("{text}{loss}.{other}")))
+/// What the deviation and the tests do not know of.
+fn evaluation(results: &Results) -> String {
+    let seeds = groups(&results.rows).iter().any(|g| g.rows.len() > 1);
+    let spread = if seeds {
+        "± is the standard deviation over seeds of search and recovery, for random masks over the masks. "
+    } else {
+        ""
     };
-    rows(results, "learned", Recovery::FineTuning)
-        .filter_map(answer)
-        .collect()
+    format!(
+        "{spread}Every row is scored once, on one set of samples from the same sampling seed: what another set of samples would change \
+         is {}.",
+        if seeds { "not in it" } else { "not known" }
+    )
 }
 
-fn learned_against_every(results: &Results) -> Vec<(Verdict, String)> {
-    let random: Vec<(f64, &ResultRow)> = rows(results, "random", Recovery::FineTuning)
-        .filter_map(|r| Some((r.score()?, r)))
-        .collect();
-    let Some((best, best_row)) = random.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
-        return Vec::new();
-    };
-    let answer = |row: &ResultRow| {
-        let Some(fid) = row.score() else {
-            return unscored(row);
-        };
-        let beaten = random
-            .iter()
-            .filter(|(r, _)| order(fid, *r) == Order::Better)
-            .count();
-        let verdict = if beaten == random.len() {
-            Verdict::Yes
-        } else {
-            Verdict::No
-        };
-        let text = format!(
-            "{} (FID {}) beats {beaten} of {}; the best random mask is {} (FID {}).",
-            row.name,
-            short(fid),
-            random.len(),
-            best_row.name,
-            short(*best)
-        );
-        let other = other_masks(row, results).unwrap_or_default();
-        (verdict, text + &other)
-    };
-    rows(results, "learned", Recovery::FineTuning)
-        .map(answer)
-        .collect()
-}
-
-fn learned_against_oracle(results: &Results) -> Vec<(Verdict, String)> {
-    let mut answers = Vec::new();
-    for recovery in [Recovery::FineTuning, Recovery::MaskedKd] {
-        let Some(oracle) = rows(results, "oracle", recovery).next() else {
-            continue;
-        };
-        answers.extend(
-            rows(results, "learned", recovery).map(|learned| compare(learned, oracle, results)),
-        );
-    }
-    answers
-}
-
-fn distillation(results: &Results) -> Vec<(Verdict, String)> {
-    let pair = |kd: &ResultRow| Some(compare(kd, fine_tuned(kd, results)?, results));
-    results
-        .rows
-        .iter()
-        .filter(|r| r.recovery == Recovery::MaskedKd)
-        .filter_map(pair)
-        .collect()
-}
+/// More answers than this to one question are summed up.
+const MANY: usize = 6;
 
 /// A control counts as equally fast from this part of the speed on.
 const AS_FAST: f64 = 0.95;
 
-fn fewer_steps(results: &Results) -> Vec<(Verdict, String)> {
+fn fewer_steps<'a>(results: &'a Results) -> Vec<(Verdict, String)> {
     let most = results
         .rows
         .iter()
@@ -357,14 +322,24 @@ fn fewer_steps(results: &Results) -> Vec<(Verdict, String)> {
         );
         (verdict, format!("{text} At {speeds}."))
     };
-    let pruned = results.rows.iter().filter(|r| r.criterion == "learned");
+    // Of the learned masks in a class the best stands for the others where there are many.
+    let learned: Vec<&ResultRow> = (results.rows.iter())
+        .filter(|r| r.criterion == "learned")
+        .collect();
+    let pruned = if learned.len() > MANY {
+        let best_of = |class: Vec<&'a ResultRow>| best(class.iter().copied());
+        let classes = classes(learned, same_work);
+        classes.into_iter().filter_map(best_of).collect()
+    } else {
+        learned
+    };
     let best_other = best(
         results
             .rows
             .iter()
             .filter(|r| !["learned", "dense"].contains(&r.criterion.as_str())),
     );
-    pruned.chain(best_other).map(answer).collect()
+    pruned.into_iter().chain(best_other).map(answer).collect()
 }
 
 fn depth(results: &Results) -> Vec<(Verdict, String)> {
@@ -386,38 +361,6 @@ fn depth(results: &Results) -> Vec<(Verdict, String)> {
     let tuned = best(students().filter(|r| r.recovery == Recovery::FineTuning));
     let any = best(students()).filter(|r| tuned.is_none_or(|t| t.id != r.id));
     tuned.into_iter().chain(any).map(answer).collect()
-}
-
-fn calibration(results: &Results) -> Vec<(Verdict, String)> {
-    let points: Vec<(f64, f64)> = results
-        .rows
-        .iter()
-        .filter(|r| r.recovery == Recovery::FineTuning)
-        .filter_map(|r| Some((r.calibration_loss?, r.score()?)))
-        .collect();
-    let Some(rho) = rank_correlation(&points) else {
-        return Vec::new();
-    };
-    // The 5 % point of Spearman's rho (two-sided) is about 1.96 / sqrt(n - 1).
-    let needed = 1.96 / ((points.len() - 1) as f64).sqrt();
-    let verdict = match rho {
-        r if r >= needed => Verdict::Yes,
-        r if r <= -needed => Verdict::No,
-        _ => Verdict::Unclear,
-    };
-    let meaning = match verdict {
-        Verdict::Yes => "masks that hurt less before recovery are also better after it",
-        Verdict::No => "masks that hurt less before recovery are worse after it",
-        _ => "no clear relation",
-    };
-    let text = format!(
-        "{meaning}: rank correlation of {} between calibration loss and FID over {} fine-tuned masks (beyond ±{} it would be \
-         unlikely by chance).",
-        short(rho),
-        points.len(),
-        short(needed.min(1.0))
-    );
-    vec![(verdict, text)]
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ pub(crate) fn report(results: &Results, figures: &[Figure], grids: &[Grid]) -> S
 
 /// The study's table and the tests over its seeds; nothing where there is neither.
 fn study(results: &Results) -> String {
-    let tests = answers(&comparisons(&results.rows));
+    let tests = answers(&comparisons(results));
     let Some(study) = &results.study else {
         return String::new();
     };
@@ -50,7 +50,8 @@ fn study(results: &Results) -> String {
     let tests = match tests.as_str() {
         "" => tests,
         list => format!(
-            "<h3>Learned against its rivals</h3>\n{list}<p class=\"note\">{}</p>",
+            "<h3>{}</h3>\n{list}<p class=\"note\">{}</p>",
+            escape(&comparisons::heading(results)),
             escape(NOTE)
         ),
     };
@@ -63,15 +64,15 @@ pub(crate) fn answers(all: &[Comparison]) -> String {
         return String::new();
     }
     let line = |c: &Comparison| {
-        let [learned, words @ .., verdict] = c.cells().map(|cell| escape(&cell));
+        let [method, words @ .., verdict] = c.cells().map(|cell| escape(&cell));
         let words: String = words.iter().map(|w| format!("<td>{w}</td>")).collect();
         let (sentence, class) = (escape(&c.text), class(c.verdict));
         format!(
-            "<tr title=\"{sentence}\"><th>{learned}</th>{words}<td><b class=\"{class}\">{verdict}</b></td></tr>\n"
+            "<tr title=\"{sentence}\"><th>{method}</th>{words}<td><b class=\"{class}\">{verdict}</b></td></tr>\n"
         )
     };
     let lines: String = all.iter().map(line).collect();
-    scrolling("Learned against its rivals", &comparisons::COLUMNS, &lines)
+    scrolling("Paired tests", &comparisons::COLUMNS, &lines)
 }
 
 /// The colour of a verdict.

@@ -5,6 +5,10 @@ mod merge;
 mod results;
 mod study;
 
+// Which rows may be compared, and the random masks that others are compared with.
+mod aggregate;
+mod class;
+
 // Seeds of one method taken together, and what can be said of them.
 mod comparisons;
 mod groups;
@@ -26,6 +30,7 @@ mod table;
 // What comes out.
 mod combined;
 mod html;
+mod latex;
 mod markdown;
 mod report;
 mod whole;
@@ -33,6 +38,7 @@ mod whole;
 #[cfg(test)]
 mod sample;
 
+pub use aggregate::{Aggregate, Spread};
 pub use combined::{Pages, Part, combined};
 pub use comparisons::{Comparison, NOTE, comparisons};
 pub use figures::{Read, plain_figures, study_figures};
@@ -42,10 +48,8 @@ pub use matrix::{Line, Matrix, matrix};
 pub use measure::{Measure, plus_minus};
 pub use merge::{Error, Merged, Section, Source, merge, parse};
 pub use report::{Figure, Grid, Report};
-pub use results::{
-    Aggregate, Cost, Failure, Machine, Recovery, ResultRow, Results, Spread, Traces,
-};
+pub use results::{Cost, Failure, Machine, Recovery, ResultRow, Results, Traces};
 pub use statistics::{Moments, Paired, holm};
-pub use study::{Kind, Study, cell};
+pub use study::{Against, Kind, Study, cell};
 pub use table::duration;
 pub use whole::Whole;

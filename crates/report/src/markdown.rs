@@ -43,10 +43,13 @@ fn study(results: &Results) -> String {
         return String::new();
     };
     let title = study.title.as_deref().unwrap_or("The study");
-    let tests = answers(&comparisons(&results.rows));
+    let tests = answers(&comparisons(results));
     let tests = match tests.as_str() {
         "" => tests,
-        list => format!("### Learned against its rivals\n\n{list}\n{NOTE}\n\n"),
+        list => format!(
+            "### {}\n\n{list}\n{NOTE}\n\n",
+            comparisons::heading(results)
+        ),
     };
     format!("## {title}\n\n{}\n{tests}", matrix(results).markdown())
 }

@@ -1,8 +1,10 @@
 //! A table of groups: columns that tell them apart, then what they measured. One code for every study.
 
+use crate::class::same_work;
 use crate::groups::{Group, groups};
+use crate::latex::escape;
 use crate::measure::{Measure, plus_minus};
-use crate::results::Results;
+use crate::results::{ResultRow, Results};
 use crate::study::cell;
 
 /// Cells of text, with the best of every measured column marked.
@@ -21,7 +23,7 @@ pub struct Matrix {
 pub struct Line {
     /// As many as there are columns.
     pub cells: Vec<String>,
-    /// Whether the cell is its column's best; the dense model, which nothing was cut from, does not compete.
+    /// Whether the cell is its column's best among the methods of its size and budget; the dense model, which nothing was cut from, does not compete.
     pub best: Vec<bool>,
 }
 
@@ -128,7 +130,7 @@ fn measured(group: &Group<'_>, measure: Measure) -> String {
     if let Some(moments) = measure.over(group.rows.iter().copied()) {
         return plus_minus(moments);
     }
-    let all = |of: &dyn Fn(&crate::ResultRow) -> bool| group.rows.iter().all(|r| of(r));
+    let all = |of: &dyn Fn(&ResultRow) -> bool| group.rows.iter().all(|r| of(r));
     if all(&|r| r.diverged()) && measure != Measure::CalibrationLoss {
         "diverged".into()
     } else if all(&|r| r.failed.is_some()) {
@@ -138,29 +140,31 @@ fn measured(group: &Group<'_>, measure: Measure) -> String {
     }
 }
 
-/// The lines with the best mean, if at least two compete.
+/// The lines with the best mean of their size, budget and x, where at least two compete and are not all alike.
 fn best(keyed: &[(Vec<String>, &Group<'_>)], measure: Measure) -> Vec<usize> {
-    let means: Vec<(usize, f64)> = keyed
+    let means: Vec<(usize, &ResultRow, f64)> = keyed
         .iter()
         .enumerate()
         // A method that loses seeds has no mean to win with.
         .filter(|(_, (_, g))| g.first().criterion != "dense" && g.lost().is_none())
-        .filter_map(|(i, (_, g))| Some((i, measure.over(g.rows.iter().copied())?.mean)))
+        .filter_map(|(i, (_, g))| {
+            let mean = measure.over(g.rows.iter().copied())?.mean;
+            Some((i, g.first(), mean))
+        })
         .collect();
-    let means_alone = means.iter().map(|m| m.1);
-    let best = if measure.lower_is_better() {
-        means_alone.reduce(f64::min)
-    } else {
-        means_alone.reduce(f64::max)
+    let better = |a: f64, b: f64| {
+        if measure.lower_is_better() {
+            a < b
+        } else {
+            a > b
+        }
     };
-    let Some(best) = best.filter(|_| means.len() > 1) else {
-        return Vec::new();
+    let is_best = |&&(_, row, mean): &&(usize, &ResultRow, f64)| {
+        let mut rivals = means.iter().filter(|(_, r, _)| same_work(row, r));
+        let beaten = rivals.clone().any(|(.., other)| better(*other, mean));
+        !beaten && rivals.any(|(.., other)| better(mean, *other))
     };
-    means
-        .into_iter()
-        .filter(|m| m.1 == best)
-        .map(|m| m.0)
-        .collect()
+    means.iter().filter(is_best).map(|m| m.0).collect()
 }
 
 impl Matrix {
@@ -209,10 +213,17 @@ impl Matrix {
     /// As rows of a LaTeX tabular: cells between `&`, `\\` at the end, the best in `\textbf`. The first line is a comment
     /// with the columns' names.
     pub fn latex(&self) -> String {
-        let mut out = format!("% {}\n", self.columns.join(" & "));
+        let mut out = format!(
+            "% {}\n",
+            self.columns
+                .iter()
+                .map(|c| escape(c))
+                .collect::<Vec<_>>()
+                .join(" & ")
+        );
         for line in &self.lines {
             let cell = |(cell, best): (&String, &bool)| {
-                let text = latex(cell);
+                let text = escape(cell);
                 if *best {
                     format!("\\textbf{{{text}}}")
                 } else {
@@ -224,30 +235,6 @@ impl Matrix {
         }
         out
     }
-}
-
-/// Escapes what LaTeX would take for a command.
-fn latex(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' | '%' | '$' | '#' | '_' | '{' | '}' => {
-                out.push('\\');
-                out.push(c);
-            }
-            '\\' => out.push_str("\\textbackslash{}"),
-            '~' => out.push_str("\\textasciitilde{}"),
-            '^' => out.push_str("\\textasciicircum{}"),
-            '±' => out.push_str("$\\pm$"),
-            '–' => out.push_str("--"),
-            '→' => out.push_str("$\\to$"),
-            'Δ' => out.push_str("$\\Delta$"),
-            '×' => out.push_str("$\\times$"),
-            '\n' => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -290,6 +277,23 @@ mod tests {
     }
 
     #[test]
+    fn the_best_is_the_best_of_its_size_and_budget() {
+        let table = matrix(&crate::sample::study());
+        let fid = table.columns.iter().position(|c| c == "FID").unwrap();
+        let best: Vec<&str> = table
+            .lines
+            .iter()
+            .filter(|l| l.best[fid])
+            .map(|l| l.cells[0].as_str())
+            .collect();
+        // Of four classes, and not only of the deepest that was recovered longest.
+        assert_eq!(best, ["learned"; 4]);
+        // Where all are alike there is no best.
+        let precision = table.columns.iter().position(|c| c == "P").unwrap();
+        assert!(table.lines.iter().all(|l| !l.best[precision]));
+    }
+
+    #[test]
     fn a_study_names_its_columns_and_brings_equal_ones_together() {
         let mut r = results();
         r.study = Some(Study {
@@ -297,6 +301,7 @@ mod tests {
             title: None,
             columns: vec!["recovery".into(), "criterion".into(), "pattern".into()],
             x_name: None,
+            against: Vec::new(),
         });
         let table = matrix(&r);
         let recoveries: Vec<&str> = table.lines.iter().map(|l| l.cells[0].as_str()).collect();
@@ -322,6 +327,12 @@ mod tests {
         assert!(text.contains("26.0 $\\pm$ 5.2"));
         assert!(text.contains("\\textbf{13}"), "{text}");
         assert!(lines[1..].iter().all(|l| l.ends_with(" \\\\")));
+        // pdfLaTeX has no glyphs for what the reports write elsewhere.
+        r.rows[0].name = "masked KD, 2σ, β ≥ 0.1, τ ≤ 4, 3 × 2 − 1 → 0, Δ, é, ∮ [*]\n".into();
+        r.rows[1].labels = [("Σ".to_string(), "µ…".to_string())].into();
+        let text = matrix(&r).latex();
+        assert!(text.is_ascii(), "{text}");
+        assert!(text.contains("2$\\sigma$, $\\beta$ $\\ge$ 0.1"), "{text}");
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::results::{Aggregate, Machine, Results};
+use crate::aggregate::Aggregate;
+use crate::results::{Machine, Results};
 
 /// What is wrong with the files or with putting them together.
 #[derive(Debug, thiserror::Error)]
@@ -262,8 +263,16 @@ fn scores(a: &Source, b: &Source) -> Vec<String> {
 
 /// What differs in the settings of two runs of a preset, but for the seed and what decides no result.
 fn settings(a: &Source, b: &Source) -> Option<String> {
-    // Expected seconds are the progress bar's; what `scores` compares it reports itself.
-    const APART: &[&str] = &["seed", "seeds", "seconds", "evaluate", "classifier", "name"];
+    // Expected seconds are the progress bar's, the study says what is shown; what `scores` compares it reports itself.
+    const APART: &[&str] = &[
+        "seed",
+        "seeds",
+        "seconds",
+        "study",
+        "evaluate",
+        "classifier",
+        "name",
+    ];
     let keys = |s: &Source| {
         let mut flat = BTreeMap::new();
         flatten(&s.results.settings, String::new(), &mut flat);
@@ -345,8 +354,15 @@ mod tests {
         let of: Vec<u64> = random.rows.iter().map(|r| r.repetition()).collect();
         assert_eq!(of, [0, 0, 0, 0, 1, 1, 1, 1]);
         assert_eq!(section.results.seconds, 1680.0);
-        assert_eq!(section.results.random.as_ref().unwrap().count, 8);
+        assert_eq!(section.results.random[0].count, 8);
         assert_eq!(section.notes.len(), 1, "{:?}", section.notes); // the same four masks twice
+    }
+
+    #[test]
+    fn what_a_study_shows_makes_no_run_incomparable() {
+        let mut b = source("b", 1);
+        b.results.settings["study"] = serde_json::json!({"against": [{"column": "recovery"}]});
+        assert!(merge(vec![source("a", 0), b], false).is_ok());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod activations;
 mod calibration;
+mod dots;
 mod over_x;
 mod panels;
 mod speed;
@@ -13,9 +14,13 @@ use crate::svg::{Anchor, Frame, Scale, Svg, short};
 
 pub use activations::{Activations, Beyond, Layer, activations};
 pub use calibration::{correlations, criteria_over_calibration};
+pub use dots::dots;
 pub use over_x::fid_over_x;
 pub use panels::{Search, searches};
 pub use speed::speed_over_compression;
+
+/// A range this wide is shown on a logarithmic scale.
+const WIDE: f64 = 5.0;
 
 /// One line of a search's `history.jsonl`, as far as it is drawn.
 #[derive(Debug, Clone, Deserialize)]

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::study::Study;
+use crate::aggregate::Aggregate;
+use crate::study::{Against, Study};
 
 /// Everything that the experiment found: the content of `results.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,8 +43,10 @@ pub struct Results {
     pub rows: Vec<ResultRow>,
     /// Every command, in order, to be pasted at the repository's root.
     pub commands: Vec<String>,
-    /// The random masks taken together.
-    pub random: Option<Aggregate>,
+    /// The random masks of each class taken together, see [`Aggregate`]. Older files have one for all classes, which is
+    /// read as none: [`crate::merge`] sums them up anew.
+    #[serde(default, deserialize_with = "aggregates")]
+    pub random: Vec<Aggregate>,
     /// What the rows are to show together; none for an experiment of the kind of `tiny`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub study: Option<Study>,
@@ -51,6 +54,23 @@ pub struct Results {
 
 fn dit() -> String {
     "DiT".into()
+}
+
+impl Results {
+    /// What the study holds its rows against; empty without a study, and where it names nothing.
+    pub(crate) fn against(&self) -> &[Against] {
+        self.study.as_ref().map_or(&[], |s| &s.against)
+    }
+}
+
+/// A list; anything else is of an older schema.
+fn aggregates<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Aggregate>, D::Error> {
+    let value = Value::deserialize(from)?;
+    if value.is_array() {
+        serde_json::from_value(value).map_err(serde::de::Error::custom)
+    } else {
+        Ok(Vec::new())
+    }
 }
 
 /// One method.
@@ -199,101 +219,6 @@ pub struct Cost {
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// Median and spread of one number over the random masks.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Spread {
-    /// The middle number.
-    pub median: f64,
-    /// The least.
-    pub min: f64,
-    /// The largest.
-    pub max: f64,
-}
-
-impl Spread {
-    /// Of at least one number, all finite.
-    pub fn of(values: &[f64]) -> Option<Self> {
-        let mut v = values.to_vec();
-        v.sort_by(f64::total_cmp);
-        let (min, max) = (*v.first()?, *v.last()?);
-        let median = f64::midpoint(v[(v.len() - 1) / 2], v[v.len() / 2]);
-        Some(Self { median, min, max })
-    }
-
-    /// Largest less smallest.
-    pub fn width(self) -> f64 {
-        self.max - self.min
-    }
-}
-
-/// The random masks as one row.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Aggregate {
-    /// For people.
-    pub name: String,
-    /// Masks with numbers: those that neither diverged nor failed.
-    pub count: usize,
-    /// Over `calibration_loss` of the rows.
-    pub calibration_loss: Option<Spread>,
-    /// Over `held_out_loss` of the rows.
-    pub held_out_loss: Option<Spread>,
-    /// Over `fid` of the rows.
-    pub fid: Option<Spread>,
-    /// Over `inception_score` of the rows.
-    pub inception_score: Option<Spread>,
-    /// Over `precision` of the rows.
-    pub precision: Option<Spread>,
-    /// Over `recall` of the rows.
-    pub recall: Option<Spread>,
-    /// Over `kid` of the rows.
-    pub kid: Option<Spread>,
-    /// Over `accuracy` of the rows.
-    pub accuracy: Option<Spread>,
-    /// Over `images_per_second` of the rows.
-    pub images_per_second: Option<Spread>,
-}
-
-impl Aggregate {
-    /// Of the recovered random masks among `rows`.
-    pub fn of(rows: &[ResultRow]) -> Option<Self> {
-        let (random, lost): (Vec<&ResultRow>, Vec<&ResultRow>) = rows
-            .iter()
-            .filter(|r| r.criterion == "random")
-            .partition(|r| !r.diverged() && r.failed.is_none());
-        let first = random.first()?;
-        let over = |f: &dyn Fn(&ResultRow) -> Option<f64>| {
-            Spread::of(
-                &random
-                    .iter()
-                    .filter_map(|r| f(r))
-                    .filter(|x| x.is_finite())
-                    .collect::<Vec<_>>(),
-            )
-        };
-        let pattern = first.pattern.as_deref().unwrap_or("any");
-        let lost = match lost.len() {
-            0 => String::new(),
-            n => format!(" ({n} more diverged or failed)"),
-        };
-        Some(Self {
-            name: format!(
-                "random {pattern}, median of {}{lost}, fine-tuned",
-                random.len()
-            ),
-            count: random.len(),
-            calibration_loss: over(&|r| r.calibration_loss),
-            held_out_loss: over(&|r| r.held_out_loss),
-            fid: over(&|r| r.fid),
-            inception_score: over(&|r| r.inception_score),
-            precision: over(&|r| r.precision),
-            recall: over(&|r| r.recall),
-            kid: over(&|r| r.kid),
-            accuracy: over(&|r| r.accuracy),
-            images_per_second: over(&|r| r.images_per_second),
-        })
-    }
-}
-
 /// How a cut model was trained again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -357,17 +282,6 @@ pub struct Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_spread_is_that_of_sorted_numbers() {
-        let spread = Spread::of(&[4.0, 1.0, 3.0, 2.0]).unwrap();
-        assert_eq!(
-            (spread.median, spread.min, spread.max, spread.width()),
-            (2.5, 1.0, 4.0, 3.0)
-        );
-        assert_eq!(Spread::of(&[7.0, 5.0, 9.0]).unwrap().median, 7.0);
-        assert!(Spread::of(&[]).is_none());
-    }
 
     #[test]
     fn a_group_is_the_id_without_its_seed() {

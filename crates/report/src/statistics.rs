@@ -30,6 +30,14 @@ impl Moments {
     }
 }
 
+impl Moments {
+    /// One deviation below and above the mean; the mean itself for a single number.
+    pub fn ends(&self) -> [f64; 2] {
+        let deviation = self.deviation.unwrap_or(0.0);
+        [self.mean - deviation, self.mean + deviation]
+    }
+}
+
 /// A paired t-test (Student 1908), two-sided.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Paired {

@@ -19,6 +19,21 @@ pub struct Study {
     /// The name of [`ResultRow::x`]: `batch size`; none: `x`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_name: Option<String>,
+    /// What the others are tested against, each a question of its own; empty: the learned masks are tested against their rivals.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub against: Vec<Against>,
+}
+
+/// The baseline of a study: rows with `value` in `column`.
+///
+/// In a preset: `against = [{ column = "recovery", value = "fine-tuned" }]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Against {
+    /// A column, see [`cell`].
+    pub column: String,
+    /// What the column shows for the baseline.
+    pub value: String,
 }
 
 /// The paper's table or figure that a study repeats.

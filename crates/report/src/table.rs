@@ -1,7 +1,8 @@
 //! The results as cells of text, for both kinds of report.
 
+use crate::aggregate::{Aggregate, Spread};
 use crate::results::Machine;
-use crate::results::{ResultRow, Results, Spread};
+use crate::results::{ResultRow, Results};
 use crate::svg::short;
 
 /// Names of the columns of [`lines`]; all but the first and the last hold numbers.
@@ -48,9 +49,9 @@ their label. Of the random masks: median (least to largest).";
 pub(crate) enum Kind {
     /// A row of its own.
     Row,
-    /// One of the random masks.
+    /// A random mask that an aggregate sums up; where all of a class failed there is none.
     Random,
-    /// The random masks taken together.
+    /// The random masks of a class taken together.
     Aggregate,
 }
 
@@ -62,16 +63,14 @@ pub(crate) struct Line {
     pub(crate) kind: Kind,
 }
 
-/// [`lines`] in few columns, the random masks as one line.
+/// [`lines`] in few columns, the random masks of a class as one line.
 pub(crate) fn compact(results: &Results) -> Vec<Line> {
     let columns: Vec<usize> = COMPACT
         .iter()
         .filter_map(|name| COLUMNS.iter().position(|c| c == name))
         .collect();
     let mut lines = lines(results);
-    // Where all of them failed there is no line for them together.
-    let summed = lines.iter().any(|l| l.kind == Kind::Aggregate);
-    lines.retain(|l| l.kind != Kind::Random || !summed);
+    lines.retain(|l| l.kind != Kind::Random);
     for line in &mut lines {
         line.cells = columns.iter().map(|&c| line.cells[c].clone()).collect();
     }
@@ -86,10 +85,19 @@ fn absent(row: &ResultRow) -> &'static str {
     }
 }
 
-/// One line per row, with the random masks' median and spread after their rows.
+/// One line per row, with the median and spread of each class of random masks after its last row.
 pub(crate) fn lines(results: &Results) -> Vec<Line> {
     let mut lines = Vec::new();
-    let last_random = results.rows.iter().rposition(|r| r.criterion == "random");
+    // By the row that each of them follows.
+    let aggregates: Vec<(usize, &Aggregate)> = results
+        .random
+        .iter()
+        .filter_map(|a| {
+            let last = results.rows.iter().rposition(|r| a.ids.contains(&r.id));
+            Some((last?, a))
+        })
+        .collect();
+    let summed_up = |r: &ResultRow| results.random.iter().any(|a| a.ids.contains(&r.id));
     for (i, r) in results.rows.iter().enumerate() {
         let kept: Vec<String> = r.kept_layers.iter().map(usize::to_string).collect();
         let dense = r.criterion == "dense";
@@ -125,13 +133,13 @@ pub(crate) fn lines(results: &Results) -> Vec<Line> {
                 },
             ],
             kept: Some(r.kept_layers.clone()),
-            kind: if r.criterion == "random" {
+            kind: if summed_up(r) {
                 Kind::Random
             } else {
                 Kind::Row
             },
         });
-        if let Some(random) = results.random.as_ref().filter(|_| Some(i) == last_random) {
+        for (_, random) in aggregates.iter().filter(|(last, _)| *last == i) {
             let of = |s: Option<Spread>| {
                 s.map_or("–".into(), |s| {
                     format!("{} ({} to {})", short(s.median), short(s.min), short(s.max))
@@ -287,7 +295,7 @@ mod tests {
         assert_eq!(cells(failed)[5], "0.0295");
         // A random mask without numbers is not part of the median.
         r.rows[2].held_out_loss = None;
-        let random = crate::results::Aggregate::of(&r.rows).unwrap();
+        let random = Aggregate::of(&r.rows).swap_remove(0);
         assert_eq!((random.count, random.fid.unwrap().max), (3, 32.0));
         assert!(
             random

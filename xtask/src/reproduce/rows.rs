@@ -75,7 +75,7 @@ pub(crate) fn collect(
         warnings: Vec::new(),
         rows: Vec::new(),
         commands: plan.stages.iter().map(|s| driver.command(s)).collect(),
-        random: None,
+        random: Vec::new(),
         study: preset.study.clone(),
     };
     for stage in &plan.stages {

@@ -66,7 +66,7 @@ fn the_statements_name_winners_losers_and_noise() {
         rows.for_each(|row| row.fid = row.fid.map(|f| f - 20.0));
     });
     assert!(lost.markdown.contains("| No |"), "{}", lost.markdown);
-    assert!(lost.html.contains(": learned loses."), "in words");
+    assert!(lost.html.contains(": it loses."), "in words");
     assert!(lost.html.contains("<b class=\"no\">No</b>"));
 }
 

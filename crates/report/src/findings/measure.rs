@@ -3,17 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::rules::rows;
-use crate::results::{Recovery, ResultRow, Results, Spread};
+use crate::aggregate::Spread;
+use crate::class::{same_mask, same_work};
+use crate::results::{Recovery, ResultRow, Results};
 use crate::svg::short;
 
-/// The pattern of the random masks.
-fn random_pattern(results: &Results) -> Option<&str> {
-    rows(results, "random", Recovery::FineTuning).find_map(|r| r.pattern.as_deref())
-}
-
-/// A sentence about a mask of another pattern than the random ones have.
-pub(super) fn other_masks(row: &ResultRow, results: &Results) -> Option<String> {
-    let (own, random) = (row.pattern.as_deref()?, random_pattern(results)?);
+/// A sentence about a mask of another pattern than the random `masks` have that it is compared with.
+pub(super) fn other_masks(row: &ResultRow, masks: &[&ResultRow]) -> Option<String> {
+    let (own, random) = (row.pattern.as_deref()?, masks.first()?.pattern.as_deref()?);
     (own != random).then(|| {
         format!(" The random masks are drawn from {random}, this one from another set, {own}.")
     })
@@ -21,11 +18,18 @@ pub(super) fn other_masks(row: &ResultRow, results: &Results) -> Option<String> 
 
 /// That the control of some learned masks is one of another pattern.
 pub(super) fn patterns(results: &Results) -> Option<String> {
-    let random = random_pattern(results)?;
-    let mut others: Vec<&str> = rows(results, "learned", Recovery::FineTuning)
-        .filter_map(|r| r.pattern.as_deref().filter(|p| *p != random))
-        .collect();
-    others.dedup();
+    let mut random: Vec<&str> = Vec::new();
+    for row in rows(results, "random", Recovery::FineTuning) {
+        let pattern = row.pattern.as_deref().filter(|p| !random.contains(p));
+        random.extend(pattern);
+    }
+    let mut others: Vec<&str> = Vec::new();
+    for row in rows(results, "learned", Recovery::FineTuning) {
+        let new = |p: &&str| !random.contains(p) && !others.contains(p);
+        let other = row.pattern.as_deref().filter(new);
+        others.extend(other);
+    }
+    let random = (!random.is_empty()).then(|| random.join(" and "))?;
     let others = (!others.is_empty()).then(|| others.join(" and "))?;
     Some(format!(
         "The random masks are drawn from {random} only. Masks learned with {others} come from another set, so that against \
@@ -60,16 +64,11 @@ fn recovery(row: &ResultRow) -> Option<f64> {
     row.stages.get("recovery").map(|c| c.seconds)
 }
 
-/// The row of the same mask that was recovered without a teacher.
+/// The row of the same mask that was recovered without a teacher, with the same budget.
 pub(super) fn fine_tuned<'a>(kd: &ResultRow, results: &'a Results) -> Option<&'a ResultRow> {
-    let same_mask = |r: &&ResultRow| {
-        r.criterion == kd.criterion && r.pattern == kd.pattern && r.seed == kd.seed
-    };
-    results
-        .rows
-        .iter()
-        .filter(same_mask)
-        .find(|r| r.recovery == Recovery::FineTuning)
+    let tuned =
+        |r: &&ResultRow| r.recovery == Recovery::FineTuning && same_mask(kd, r) && same_work(kd, r);
+    results.rows.iter().find(tuned)
 }
 
 /// Rows that do the same work are equally fast, but for what else ran on the machine.
@@ -77,14 +76,16 @@ const UNEVEN: f64 = 1.1;
 
 /// That the speeds of rows with the same work differ.
 pub(super) fn uneven_speeds(results: &Results) -> Option<String> {
-    let mut alike: BTreeMap<(usize, u64), Vec<f64>> = BTreeMap::new();
+    let mut alike: BTreeMap<(usize, u64, u64), Vec<f64>> = BTreeMap::new();
     for row in &results.rows {
-        let speeds = alike.entry((row.depth, row.sampling_steps)).or_default();
+        let speeds = alike
+            .entry((row.depth, row.parameters, row.sampling_steps))
+            .or_default();
         speeds.extend(row.images_per_second);
     }
     let said: Vec<String> = alike
         .into_iter()
-        .filter_map(|((depth, steps), speeds)| {
+        .filter_map(|((depth, _, steps), speeds)| {
             let s = Spread::of(&speeds).filter(|s| s.max > UNEVEN * s.min)?;
             Some(format!(
                 "{} to {} images/s with {depth} blocks and {steps} steps",
@@ -95,7 +96,7 @@ pub(super) fn uneven_speeds(results: &Results) -> Option<String> {
         .collect();
     (!said.is_empty()).then(|| {
         format!(
-            "Speeds are uneven, though rows of equal depth and steps do the same work: {}. Something else ran on the machine: \
+            "Speeds are uneven, though rows of equal size and steps do the same work: {}. Something else ran on the machine: \
              smaller differences in speed mean nothing.",
             said.join("; ")
         )

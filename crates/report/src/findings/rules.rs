@@ -1,6 +1,8 @@
 //! The rules by which two rows are compared.
 
 use super::Verdict;
+use crate::aggregate::{Spread, control};
+use crate::class::{comparable, same_work};
 use crate::results::{Recovery, ResultRow, Results};
 use crate::svg::short;
 
@@ -40,27 +42,39 @@ pub(super) fn loss(row: &ResultRow) -> String {
     row.held_out_loss.map_or("none".into(), short)
 }
 
+/// What a difference between two rows is held against.
+#[derive(Clone, Copy)]
+enum Noise {
+    /// The spread of random masks of the same work: another draw moves the number as far.
+    Spread(f64),
+    /// There are no such masks: how far another draw would move the number is not known.
+    Unknown,
+    /// Nothing is drawn on one side.
+    Outright,
+}
+
 /// Whether row a is better than row b by FID, with the held-out loss beside it.
 ///
-/// The random masks' spread is the noise of choosing a mask: a difference between two masks within it is not clear.
+/// The spread of the random masks of the same size and budget is the noise of choosing a mask: a difference between two masks
+/// within it is not clear.
 pub(super) fn compare(a: &ResultRow, b: &ResultRow, results: &Results) -> (Verdict, String) {
-    let random = results.random.as_ref();
-    compare_within(a, b, random.and_then(|r| r.fid).map(|s| s.width()))
+    let alike = control(a, results, comparable).or_else(|| control(a, results, same_work));
+    let spread = alike.and_then(|(random, _)| random.fid).map(Spread::width);
+    compare_within(a, b, spread.map_or(Noise::Unknown, Noise::Spread))
 }
 
 /// As [`compare`] where no mask was chosen on one side, as for the dense teacher: the spread says nothing there.
 pub(super) fn compare_outright(a: &ResultRow, b: &ResultRow) -> (Verdict, String) {
-    compare_within(a, b, None)
+    compare_within(a, b, Noise::Outright)
 }
 
-fn compare_within(a: &ResultRow, b: &ResultRow, spread: Option<f64>) -> (Verdict, String) {
+fn compare_within(a: &ResultRow, b: &ResultRow, noise: Noise) -> (Verdict, String) {
     let (x, y) = match (a.score(), b.score()) {
         (Some(x), Some(y)) => (x, y),
         (None, _) => return unscored(a),
         // To be better than nothing is no answer.
         (_, None) => return (Verdict::Unknown, unscored(b).1),
     };
-    let within = spread.filter(|s| (x - y).abs() <= *s);
     let fids = format!(
         "FID {} for {} against {} for {}",
         short(x),
@@ -68,22 +82,20 @@ fn compare_within(a: &ResultRow, b: &ResultRow, spread: Option<f64>) -> (Verdict
         short(y),
         b.name
     );
-    let (verdict, text) = match (order(x, y), within) {
+    let unclear = match noise {
+        Noise::Spread(s) if (x - y).abs() <= s => Some(format!(
+            "by less than the spread of the random masks ({})",
+            short(s)
+        )),
+        Noise::Unknown => Some("without comparable random masks or seeds to tell noise by".into()),
+        _ => None,
+    };
+    let (verdict, text) = match (order(x, y), unclear) {
         (Order::Tie, _) => (Verdict::Unclear, format!("a tie: {fids}")),
         (Order::Better, None) => (Verdict::Yes, fids),
         (Order::Worse, None) => (Verdict::No, fids),
-        (direction, Some(spread)) => {
-            let how = if direction == Order::Better {
-                "better"
-            } else {
-                "worse"
-            };
-            let text = format!(
-                "{how}, but by less than the spread of the random masks ({}): {fids}",
-                short(spread)
-            );
-            (Verdict::Unclear, text)
-        }
+        (Order::Better, Some(but)) => (Verdict::Unclear, format!("better, but {but}: {fids}")),
+        (Order::Worse, Some(but)) => (Verdict::Unclear, format!("worse, but {but}: {fids}")),
     };
     (
         verdict,

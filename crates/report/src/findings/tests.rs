@@ -11,7 +11,7 @@ fn answers(results: &Results, part: &str) -> Vec<(Verdict, String)> {
 
 fn set(results: &mut Results, id: &str, fid: f64) {
     results.rows.iter_mut().find(|r| r.id == id).unwrap().fid = Some(fid);
-    results.random = crate::results::Aggregate::of(&results.rows);
+    results.random = crate::aggregate::Aggregate::of(&results.rows);
 }
 
 // The made-up random masks have FID 20, 24, 28, 32: median 26, spread 12.
@@ -225,7 +225,7 @@ fn the_headline_follows_the_verdicts() {
 fn missing_rows_and_numbers_are_no_answers() {
     let mut r = results();
     r.rows.retain(|row| row.criterion == "dense");
-    r.random = None;
+    r.random.clear();
     let all = findings(&r);
     assert!(all.iter().all(|f| !f.answers.is_empty()));
     assert_eq!(answers(&r, "median random")[0].0, Verdict::Unknown);
@@ -295,4 +295,201 @@ fn uneven_speeds_of_equal_work_are_told() {
         said.contains("30 to 38 images/s with 8 blocks and 25 steps."),
         "{said}"
     );
+}
+
+#[test]
+fn a_study_is_judged_class_by_class() {
+    let mut r = crate::sample::study();
+    let all = findings(&r);
+    let questions: Vec<&str> = all.iter().map(|f| f.question).collect();
+    // The tests over seeds stand in the place of the comparisons with random masks one by one.
+    assert_eq!(questions[0], "Does the learned mask beat its rivals?");
+    assert!(
+        !questions
+            .iter()
+            .any(|q| q.contains("random") || q.contains("oracle"))
+    );
+    let learned = &all[0].answers;
+    assert_eq!(learned.len(), 8);
+    assert!(
+        learned[0]
+            .1
+            .starts_with("learned 2:4, fine-tuned, 200 steps: by FID better than "),
+        "{}",
+        learned[0].1
+    );
+    assert!(
+        learned[0].1.contains(" of 3 rivals, worse than 0, "),
+        "{}",
+        learned[0].1
+    );
+    assert!(
+        headline(&r).contains(" of 16 comparisons by FID, worse in 0"),
+        "{}",
+        headline(&r)
+    );
+    // Every recovery with a teacher against the same mask with the same budget: the gain is 5 in each.
+    let kd = answers(&r, "masked distillation");
+    assert_eq!(kd.len(), 4);
+    assert!(
+        kd[0].1.starts_with("8 blocks, 200 steps: mean FID "),
+        "{}",
+        kd[0].1
+    );
+    assert!(
+        kd[0]
+            .1
+            .contains("over 6 pairs of equal masks, of which 6 are better with KD"),
+        "{}",
+        kd[0].1
+    );
+    // Only what is alike is correlated.
+    let rho = answers(&r, "predict");
+    assert_eq!(rho.len(), 4);
+    for (_, text) in &rho {
+        assert!(
+            text.contains("blocks, fine-tuning, ") && text.contains(" recoveries of "),
+            "{text}"
+        );
+    }
+    // Short: the best of a class stands for its learned masks.
+    assert_eq!(answers(&r, "fewer steps").len(), 4 + 1);
+    let said = caveats(&r).join("\n");
+    assert!(
+        !said.contains("only. Masks"),
+        "both patterns are drawn from: {said}"
+    );
+    assert!(said.contains("± is the standard deviation over seeds of search and recovery"));
+    assert!(said.contains("another set of samples would change is not in it"));
+    r.rows
+        .retain(|row| row.criterion != "random" || row.pattern.as_deref() == Some("2:4"));
+    let said = caveats(&r).join("\n");
+    assert!(
+        said.contains("drawn from 2:4 only. Masks learned with 3:4"),
+        "{said}"
+    );
+}
+
+#[test]
+fn with_one_seed_a_study_meets_the_control_of_its_own_class() {
+    let mut r = crate::sample::study();
+    r.rows.retain(|row| row.repetition() == 0);
+    r.random = crate::aggregate::Aggregate::of(&r.rows);
+    let median = answers(&r, "median random");
+    // 57 against 60 and 61, and so on: each is better than both of its class. Against the pool of all classes, 10 to 61, the
+    // one of 11 blocks and 600 steps alone would be.
+    assert_eq!(median.len(), 4);
+    for (verdict, text) in &median {
+        assert_eq!(*verdict, Verdict::Yes, "{text}");
+        assert!(text.contains("2 masks"), "{text}");
+    }
+    assert!(
+        median[0]
+            .1
+            .contains("against a median of 60.5 (60 to 61, 2 masks)"),
+        "{}",
+        median[0].1
+    );
+    let every = answers(&r, "every random");
+    assert!(
+        every
+            .iter()
+            .all(|a| a.0 == Verdict::Yes && a.1.contains("beats 2 of 2")),
+        "{every:?}"
+    );
+    let oracle = answers(&r, "oracle");
+    assert_eq!(oracle.len(), 8);
+    for (_, text) in &oracle {
+        // One apart in every class, which is the spread there.
+        assert!(
+            text.contains("less than the spread of the random masks (1)") || text.contains("a tie"),
+            "{text}"
+        );
+    }
+    let budget = measure::budget(&r);
+    assert!(budget.contains("10 pairs of rows"), "{budget}");
+    assert!(
+        headline(&r).contains("better than every random mask."),
+        "{}",
+        headline(&r)
+    );
+}
+
+#[test]
+fn without_random_masks_a_difference_is_not_called_a_win() {
+    let mut r = results();
+    r.rows.retain(|row| row.criterion != "random");
+    r.random.clear();
+    for (verdict, text) in answers(&r, "oracle") {
+        assert_eq!(verdict, Verdict::Unclear, "{text}");
+        assert!(
+            text.contains("without comparable random masks or seeds"),
+            "{text}"
+        );
+    }
+    // A study says nothing of questions that it does not ask.
+    r.study = Some(serde_json::from_str(r#"{"kind": "table5"}"#).unwrap());
+    assert!(
+        findings(&r)
+            .iter()
+            .all(|f| !f.question.contains("random mask"))
+    );
+    assert!(!headline(&r).contains("random"), "{}", headline(&r));
+}
+
+#[test]
+fn a_baseline_is_answered_for_all_at_once() {
+    let mut r = crate::sample::study();
+    let against =
+        r#"{"kind": "table5", "against": [{"column": "recovery", "value": "fine-tuning"}]}"#;
+    r.study = Some(serde_json::from_str(against).unwrap());
+    // KD gains 5 in every mask and seed, which is no noise to test by: let it vary.
+    for row in r
+        .rows
+        .iter_mut()
+        .filter(|r| r.recovery == Recovery::MaskedKd)
+    {
+        row.fid = row.fid.map(|f| f + 0.001 * row.seed as f64);
+    }
+    let all = answers(&r, "better than the baseline");
+    assert_eq!(all.len(), 2, "one for each measure");
+    let again = |f: &Finding| f.question.contains("masked distillation");
+    assert!(!findings(&r).iter().any(again));
+    assert_eq!(all[0].0, Verdict::Yes);
+    assert!(
+        all[0]
+            .1
+            .starts_with("by FID, 10 of 10 comparisons are won (oracle"),
+        "{}",
+        all[0].1
+    );
+    assert!(
+        headline(&r).contains("better than their baseline in 10 of 10 comparisons"),
+        "{}",
+        headline(&r)
+    );
+}
+
+#[test]
+fn many_learned_masks_of_a_study_are_not_told_twice() {
+    let mut r = results();
+    r.study = Some(serde_json::from_str(r#"{"kind": "table4"}"#).unwrap());
+    let asked = |r: &Results| {
+        let every = |f: &Finding| f.question.contains("every random");
+        findings(r).iter().any(every)
+    };
+    assert!(asked(&r));
+    let row = r
+        .rows
+        .iter()
+        .find(|r| r.id == "learned-1-2-ft")
+        .unwrap()
+        .clone();
+    for i in 0..6 {
+        r.rows.push(ResultRow {
+            id: format!("learned-{i}"),
+            ..row.clone()
+        });
+    }
+    assert!(!asked(&r));
 }

@@ -20,10 +20,6 @@ pub fn fid_over_x(results: &Results) -> (String, Vec<(usize, String)>) {
         .and_then(|s| s.x_name.as_deref())
         .unwrap_or("x");
     let all = || series.iter().flat_map(|(_, points)| points);
-    let ends = |m: &Moments| {
-        let d = m.deviation.unwrap_or(0.0);
-        [m.mean - d, m.mean + d]
-    };
     // Batch sizes and their like are doubled from one to the next.
     let positive = all().all(|p| p.0 > 0.0);
     let span =
@@ -35,7 +31,7 @@ pub fn fid_over_x(results: &Results) -> (String, Vec<(usize, String)>) {
         } else {
             Scale::linear(x, 70.0, 600.0)
         },
-        y: Scale::linear(all().flat_map(|p| ends(&p.1)), 310.0, 12.0),
+        y: Scale::linear(all().flat_map(|p| p.1.ends()), 310.0, 12.0),
         x_name: name,
         y_name: "FID",
     };
@@ -50,7 +46,7 @@ pub fn fid_over_x(results: &Results) -> (String, Vec<(usize, String)>) {
         let line: Vec<_> = points.iter().map(|(x, m)| frame.at((*x, m.mean))).collect();
         svg.path(&format!("curve s{colour}"), &line, recovery);
         for (x, m) in points {
-            let [low, high] = ends(m);
+            let [low, high] = m.ends();
             if high > low {
                 svg.line("whisker", frame.at((*x, low)), frame.at((*x, high)));
             }
@@ -78,7 +74,8 @@ pub fn fid_over_x(results: &Results) -> (String, Vec<(usize, String)>) {
     (svg.finish(), legend.collect())
 }
 
-fn colour(series: usize) -> usize {
+/// The colours of series that are told apart by a legend alone, in their order.
+pub(super) fn colour(series: usize) -> usize {
     [3, 2, 4, 5, 0, 1][series % 6]
 }
 

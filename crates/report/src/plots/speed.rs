@@ -1,13 +1,11 @@
 //! What depth and width buy in speed.
 
 use super::Labels;
+use crate::class::WIDTH;
 use crate::groups::{Group, groups};
 use crate::measure::Measure;
 use crate::results::Results;
 use crate::svg::{Frame, Scale, Svg, short};
-
-/// The criterion of models whose blocks are narrower, all of them kept.
-const WIDTH: &str = "width";
 
 /// A group's depth, parameters and mean speed.
 struct Point {
