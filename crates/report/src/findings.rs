@@ -209,14 +209,17 @@ pub(crate) fn caveats(results: &Results) -> Vec<String> {
         "row is one run with one seed"
     };
     let mut list = vec![
+        match results.on_inception() {
+            true => format!("FID, sFID, IS, precision, recall and KID are computed on {}.", results.features),
+            false => format!(
+                "FID, IS, precision, recall and KID are computed on the features of a small classifier ({}), not on \
+                 Inception: they compare the rows of this report with each other and with nothing else.",
+                results.features
+            ),
+        },
         format!(
-            "FID, IS, precision, recall and KID are computed on the features of a small classifier ({}), not on Inception: \
-             they compare the rows of this report with each other and with nothing else.",
-            results.features
-        ),
-        format!(
-            "Each {run}, {samples} samples against {reference} reference images. FID is biased upwards with so \
-             few samples, equally for every row."
+            "Each {run}, {samples} samples against {reference} reference images. FID is biased upwards with few \
+             samples, equally for every row."
         ),
         evaluation(results),
         "Held-out loss: the teacher's training loss on held-out images, with the same random draws for every row; it varies less \

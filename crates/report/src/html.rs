@@ -142,7 +142,10 @@ pub(crate) fn results_table(results: &Results) -> String {
         rows += &format!("<tr{class}>{numbers}<td>{strip}</td></tr>\n");
     }
     scrolling("Results", table::COLUMNS, &rows)
-        + &format!("\n<p class=\"note\">{}</p>", escape(table::LEGEND))
+        + &format!(
+            "\n<p class=\"note\">{}</p>",
+            escape(&table::legend(results))
+        )
 }
 
 /// The kept blocks as a row of full and empty boxes.

@@ -70,7 +70,7 @@ pub(crate) fn summary(results: &Results) -> String {
     format!(
         "{}\n{}\n\nPreset `{}`, measured on: {}\n",
         compact(results),
-        table::LEGEND,
+        table::legend(results),
         results.preset,
         table::machine(results)
     )

@@ -13,6 +13,8 @@ pub enum Measure {
     HeldOutLoss,
     /// [`ResultRow::fid`]
     Fid,
+    /// [`ResultRow::sfid`]
+    Sfid,
     /// [`ResultRow::inception_score`]
     InceptionScore,
     /// [`ResultRow::precision`]
@@ -29,10 +31,11 @@ pub enum Measure {
 
 impl Measure {
     /// In the order of the tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::CalibrationLoss,
         Self::HeldOutLoss,
         Self::Fid,
+        Self::Sfid,
         Self::InceptionScore,
         Self::Precision,
         Self::Recall,
@@ -47,6 +50,7 @@ impl Measure {
             Self::CalibrationLoss => "calibration loss",
             Self::HeldOutLoss => "held-out loss",
             Self::Fid => "FID",
+            Self::Sfid => "sFID",
             Self::InceptionScore => "IS",
             Self::Precision => "P",
             Self::Recall => "R",
@@ -60,7 +64,7 @@ impl Measure {
     pub fn lower_is_better(self) -> bool {
         matches!(
             self,
-            Self::CalibrationLoss | Self::HeldOutLoss | Self::Fid | Self::Kid
+            Self::CalibrationLoss | Self::HeldOutLoss | Self::Fid | Self::Sfid | Self::Kid
         )
     }
 
@@ -71,6 +75,7 @@ impl Measure {
             Self::CalibrationLoss => row.calibration_loss,
             Self::HeldOutLoss => row.held_out_loss,
             Self::Fid => row.fid.filter(|_| sound),
+            Self::Sfid => row.sfid.filter(|_| sound),
             Self::InceptionScore => row.inception_score.filter(|_| sound),
             Self::Precision => row.precision.filter(|_| sound),
             Self::Recall => row.recall.filter(|_| sound),

@@ -57,6 +57,11 @@ fn dit() -> String {
 }
 
 impl Results {
+    /// Whether the scores are of Inception's features, and not of the embedded classifier's.
+    pub(crate) fn on_inception(&self) -> bool {
+        self.features.starts_with("Inception")
+    }
+
     /// What the study holds its rows against; empty without a study, and where it names nothing.
     pub(crate) fn against(&self) -> &[Against] {
         self.study.as_ref().map_or(&[], |s| &s.against)
@@ -106,7 +111,7 @@ pub struct ResultRow {
     pub held_out_standard_error: Option<f64>,
     /// Fréchet distance on [`Results::features`]; lower is better.
     pub fid: Option<f64>,
-    /// Does not apply to the classifier's features.
+    /// Of Inception's features alone.
     pub sfid: Option<f64>,
     /// On the same features; higher is better.
     pub inception_score: Option<f64>,

@@ -39,10 +39,20 @@ pub(crate) const COMPACT: &[&str] = &[
 ];
 
 /// What the columns mean.
-pub(crate) const LEGEND: &str = "Kept: blocks of the teacher, from 0. Calibration loss: held-out denoising loss of the cut model before \
-recovery; held-out loss: of the recovered model, same images and random draws. FID, IS, precision (P), recall (R), KID: on the \
-features of the small classifier, not Inception; sFID does not apply to them. Accuracy: share of samples that the classifier takes for \
-their label. Of the random masks: median (least to largest).";
+pub(crate) fn legend(results: &Results) -> String {
+    let features = match results.on_inception() {
+        true => "on Inception's features. Accuracy is not measured",
+        false => {
+            "on the features of the small classifier, not Inception; sFID does not apply to them. Accuracy: share of samples \
+             that the classifier takes for their label"
+        }
+    };
+    format!(
+        "Kept: blocks of the teacher, from 0. Calibration loss: held-out denoising loss of the cut model before recovery; \
+         held-out loss: of the recovered model, same images and random draws. FID, IS, precision (P), recall (R), KID: \
+         {features}. Of the random masks: median (least to largest)."
+    )
+}
 
 /// What a line stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -71,7 +71,11 @@ impl<'a> Whole<'a> {
                 table::costs(results)
             );
         }
-        out + &format!("{}\n\nMeasured on: {}.\n", table::LEGEND, self.place())
+        let legend = self
+            .parts
+            .first()
+            .map_or(String::new(), |first| table::legend(first));
+        out + &format!("{}\n\nMeasured on: {}.\n", legend, self.place())
     }
 
     fn place(&self) -> String {

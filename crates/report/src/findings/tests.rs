@@ -242,6 +242,12 @@ fn missing_rows_and_numbers_are_no_answers() {
 fn the_report_says_what_its_features_are() {
     let text = caveats(&results()).join("\n");
     assert!(text.contains("small classifier") && text.contains("not on Inception"));
+    let mut r = results();
+    r.features = "Inception-v3 2015-12-05, pool_3".into();
+    r.rows[0].sfid = Some(4.5);
+    let text = caveats(&r).join("\n") + &crate::table::legend(&r);
+    assert!(!text.contains("small classifier") && text.contains("Inception-v3 2015"));
+    assert_eq!(crate::Measure::Sfid.of(&r.rows[0]), Some(4.5));
 }
 
 #[test]
