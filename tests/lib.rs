@@ -1,10 +1,13 @@
 //! Runs the binary `tinyfusion` as a user would; shared by the workspace's tests.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 
+use candle_core::{Device, Tensor};
 use tempfile::TempDir;
+use tinyfusion::fid::Inception;
 
 /// The binary, built once per test process (a no-op when it is fresh).
 ///
@@ -169,4 +172,32 @@ pub fn partials(folder: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// Writes an Inception, 95 MB, whose weights are a formula.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn inception_weights(path: &Path) {
+    candle_core::safetensors::save(&inception_tensors(), path).expect("room for 95 MB");
+}
+
+/// The tensors of [`inception_weights`].
+///
+/// # Panics
+/// Never: shapes and values are made for each other.
+pub fn inception_tensors() -> HashMap<String, Tensor> {
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let count: usize = shape.iter().product();
+        let width = (shape[1..].iter().product::<usize>() as f32).sqrt();
+        let wave =
+            |i: usize| (((i * 7919 + name.len()) % 10_007) as f32 / 10_007.0 - 0.5) / width * 4.0;
+        let variance = name.ends_with("running_var");
+        let value = |i: usize| if variance { 1.0 } else { wave(i) };
+        let values: Vec<f32> = (0..count).map(value).collect();
+        let tensor =
+            Tensor::from_vec(values, shape, &Device::Cpu).expect("as many as the shape says");
+        (name, tensor)
+    };
+    Inception::tensors().into_iter().map(tensor).collect()
 }
