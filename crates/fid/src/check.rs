@@ -51,7 +51,10 @@ impl KnownSide<'_> {
     fn origins(&self) -> impl Iterator<Item = (&str, &Provenance)> {
         let stored = self.statistics.and_then(|s| s.provenance.as_ref());
         let stored = stored.map(|provenance| (self.name, provenance));
-        let images = self.images.iter().map(|known| (known.name, known.provenance));
+        let images = self
+            .images
+            .iter()
+            .map(|known| (known.name, known.provenance));
         stored.into_iter().chain(images)
     }
 }

@@ -84,12 +84,7 @@ pub fn compare(reference: &Side, samples: &Side, options: &Options) -> Result<Co
         (Some(features), Some(_)) => Some(features.logits()?),
         _ => None,
     };
-    let mut metrics = evaluate(
-        reference.pool()?,
-        samples.pool()?,
-        logits,
-        &options.config,
-    )?;
+    let mut metrics = evaluate(reference.pool()?, samples.pool()?, logits, &options.config)?;
     let sfid = match options.sfid {
         true => {
             // Nash et al. 2021.

@@ -201,7 +201,11 @@ pub fn evaluate<'a>(
 
     let (Some(features), Some(samples)) = (features, samples) else {
         if config.needs_rows() {
-            let side = if features.is_none() { "reference has" } else { "samples have" };
+            let side = if features.is_none() {
+                "reference has"
+            } else {
+                "samples have"
+            };
             metrics.warn(format!(
                 "the {side} statistics but no features: no precision, recall and KID"
             ));

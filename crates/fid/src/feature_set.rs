@@ -187,8 +187,7 @@ impl FeatureSet {
             (name.to_owned(), info)
         });
         let metadata = HashMap::from([(METADATA.to_owned(), serde_json::to_string(&stored)?)]);
-        let header =
-            Metadata::new(Some(metadata), tensors.to_vec()).map_err(io::Error::other)?;
+        let header = Metadata::new(Some(metadata), tensors.to_vec()).map_err(io::Error::other)?;
         let mut header = serde_json::to_vec(&header)?;
         header.resize(header.len().next_multiple_of(8), b' ');
         out.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -229,9 +228,8 @@ impl FeatureSet {
             .take(size)
             .read_to_end(&mut head)
             .map_err(unread)?;
-        let header: Metadata =
-            serde_json::from_slice(head.get(8..).unwrap_or_default())
-                .map_err(|e| failed(e.to_string()))?;
+        let header: Metadata = serde_json::from_slice(head.get(8..).unwrap_or_default())
+            .map_err(|e| failed(e.to_string()))?;
         let stored: Stored = header
             .metadata()
             .as_ref()

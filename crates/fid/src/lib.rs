@@ -31,9 +31,7 @@ mod distances;
 mod hash;
 mod numpy_random;
 
-pub use check::{
-    Checked, FEWEST, Known, KnownSide, PROTOCOL, check, check_count, check_shards,
-};
+pub use check::{Checked, FEWEST, Known, KnownSide, PROTOCOL, check, check_count, check_shards};
 pub use compare::{Comparison, Options, Side, compare};
 pub use error::{Error, Result};
 pub use evaluate::{Config, Given, Metrics, evaluate, few_rows_warning};

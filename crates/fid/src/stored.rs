@@ -48,7 +48,10 @@ impl StoredStatistics {
             true => match npz.bytes("provenance") {
                 Ok((_, json)) => {
                     let parsed = serde_json::from_slice(&json);
-                    Some(parsed.map_err(|e| Error::file(npz.path(), format!("`provenance`: {e}")))?)
+                    Some(
+                        parsed
+                            .map_err(|e| Error::file(npz.path(), format!("`provenance`: {e}")))?,
+                    )
                 }
                 Err(error) => {
                     warnings.push(format!("{error}; `provenance` is left aside"));

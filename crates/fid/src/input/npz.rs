@@ -148,9 +148,10 @@ impl Npz {
     pub fn matrix(&mut self, name: &str) -> Result<(Vec<f32>, [usize; 2])> {
         let (shape, values) = self.floats(name)?;
         match shape[..] {
-            [rows, columns] if rows > 0 && columns > 0 => {
-                Ok((values.into_iter().map(|v| v as f32).collect(), [rows, columns]))
-            }
+            [rows, columns] if rows > 0 && columns > 0 => Ok((
+                values.into_iter().map(|v| v as f32).collect(),
+                [rows, columns],
+            )),
             _ => Err(self.fail(format!(
                 "`{name}` is {shape:?}, expected floating-point numbers (N, D)"
             ))),
