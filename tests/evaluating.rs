@@ -36,6 +36,11 @@ fn weights() -> &'static str {
         // Another network, and half a one, under names that the tests know.
         let mut other = tensors.clone();
         let bias = (&tensors["fc.bias"] + 1.0).unwrap();
+        // The same network in another file: PyTorch's counters are no part of it.
+        let mut again = tensors.clone();
+        let counter = Tensor::new(&[1i64], &Device::Cpu).unwrap();
+        again.insert("Conv2d_1a_3x3.bn.num_batches_tracked".into(), counter);
+        candle_core::safetensors::save(&again, place.path("again.safetensors")).unwrap();
         other.insert("fc.bias".into(), bias);
         candle_core::safetensors::save(&other, place.path("other.safetensors")).unwrap();
         other.remove("Mixed_7c.branch_pool.bn.bias");
@@ -128,7 +133,7 @@ fn statistics_shards_and_caches_agree() {
 
     // Statistics alone: FID and sFID, no precision.
     place.ok(&format!("stats ref.npz --weights {weights} -o stats.npz"));
-    place.ok(&format!("evaluate stats.npz all.npz --weights {weights} --force --metrics fid,sfid,pr --json stats.json"));
+    place.ok(&format!("evaluate stats.npz all.npz --weights {weights} --force --metrics fid,sfid --json stats.json"));
     let found = place.json("stats.json");
     for key in ["fid", "sfid"] {
         let (found, whole) = (found[key].as_f64().unwrap(), whole[key].as_f64().unwrap());
@@ -138,6 +143,143 @@ fn statistics_shards_and_caches_agree() {
         );
     }
     assert!(found["precision"].is_null() && found["inception_score"].is_null());
+    // Named, it must be there; not named, it is left out and said.
+    refused(
+        &place,
+        2,
+        &format!("evaluate stats.npz all.npz --weights {weights} --force --metrics fid,pr"),
+        &["no precision and recall: the reference has statistics"],
+    );
+    place.ok(&format!(
+        "evaluate stats.npz all.npz --weights {weights} --force --json all.json"
+    ));
+    let found = place.json("all.json");
+    assert!(found["kid"].is_null() && found["inception_score"].is_f64());
+    assert!(
+        found["warnings"]
+            .to_string()
+            .contains("no KID: the reference")
+    );
+}
+
+/// Statistics of shards, made apart, are put together; and samples may be statistics as the reference may.
+#[test]
+fn statistics_of_shards_are_put_together() {
+    let (place, weights) = (Place::new(), weights());
+    images(&place, "ref.npz", 20..25);
+    images(&place, "all.npz", 0..5);
+    images(&place, "0.npz", 0..2);
+    images(&place, "1.npz", 2..5);
+    for name in ["all", "0", "1"] {
+        place.ok(&format!(
+            "stats {name}.npz --weights {weights} -o s{name}.npz"
+        ));
+    }
+    let said = place.ok(&format!(
+        "stats s0.npz s1.npz --weights {weights} -o both.npz"
+    ));
+    assert!(said.contains("\"count\": 5"), "{said}");
+    // One command over both shards gives the bits of the whole.
+    place.ok(&format!(
+        "stats 0.npz 1.npz --weights {weights} -o streamed.npz"
+    ));
+    let arrays = |name: &str| {
+        Tensor::read_npz_by_name(place.path(name), &["mu", "sigma", "mu_s", "sigma_s"]).unwrap()
+    };
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    for ((whole, streamed), merged) in arrays("sall.npz")
+        .iter()
+        .zip(&arrays("streamed.npz"))
+        .zip(&arrays("both.npz"))
+    {
+        let whole = values(whole);
+        assert_eq!(whole, values(streamed));
+        let largest = whole.iter().fold(0f64, |m, v| m.max(v.abs()));
+        for (a, b) in whole.iter().zip(values(merged)) {
+            assert!((a - b).abs() <= 1e-12 * largest, "{a} {b}");
+        }
+    }
+    // As samples: by one file, by two, and as the images that they are of.
+    let evaluate = |samples: &str, json: &str| {
+        place.ok(&format!("evaluate ref.npz {samples} --weights {weights} --force --metrics fid,sfid --json {json}"));
+        place.json(json)
+    };
+    let whole = evaluate("all.npz", "w.json");
+    for (samples, json) in [("sall.npz", "a.json"), ("s0.npz s1.npz", "b.json")] {
+        let found = evaluate(samples, json);
+        for key in ["fid", "sfid"] {
+            let (found, whole) = (found[key].as_f64().unwrap(), whole[key].as_f64().unwrap());
+            assert!(
+                (found - whole).abs() <= 1e-6 * whole,
+                "{key}: {found} {whole}"
+            );
+        }
+        assert_eq!(found["sample_count"], 5);
+        assert_eq!(found["samples_sha256"][0].as_str().unwrap().len(), 64);
+    }
+    for (line, said) in [
+        (
+            "evaluate ref.npz sall.npz --force --metrics is",
+            "no Inception Score",
+        ),
+        (
+            "evaluate ref.npz s0.npz 1.npz --force",
+            "put them together first",
+        ),
+        ("stats s0.npz -o f.safetensors", "no features to keep"),
+        (
+            "evaluate s0.npz all.npz --metrics fid",
+            "5 samples, expected at least 1000",
+        ),
+    ] {
+        refused(&place, 2, &format!("{line} --weights {weights}"), &[said]);
+    }
+}
+
+/// What is known of a reference file and of weights: hashes, and warnings of the images that they were made of.
+#[test]
+fn hashes_and_warnings_follow_the_numbers() {
+    let (place, weights) = (Place::new(), weights());
+    std::fs::create_dir(place.path("jpegs")).unwrap();
+    let jpeg = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../crates/fid/tests/decode/jpeg-grey-0.jpeg"
+    );
+    for name in ["a", "b", "c", "d"] {
+        std::fs::copy(jpeg, place.path(&format!("jpegs/{name}.jpg"))).unwrap();
+    }
+    images(&place, "a.npz", 0..4);
+    place.ok(&format!("stats jpegs --weights {weights} -o ref.npz"));
+    let evaluate = "evaluate ref.npz a.npz --force --metrics fid --cache kept --json f.json";
+    place.ok(&format!("{evaluate} --weights {weights}"));
+    let found = place.json("f.json");
+    assert!(
+        found["warnings"]
+            .to_string()
+            .contains("4 of 4 images are JPEG"),
+        "{found}"
+    );
+    let hash = tinyfusion::fid::file_sha256(place.path("ref.npz")).unwrap();
+    assert_eq!(found["reference_sha256"], hash);
+    // The same values in another file are the same network, for the reference and for the cache.
+    let again = weights.replace("inception.safetensors", "again.safetensors");
+    place.ok(&format!("{evaluate} --weights {again}"));
+    let other = place.json("f.json");
+    assert_ne!(other["weights_sha256"], found["weights_sha256"]);
+    assert_eq!(
+        other["weights_content_sha256"],
+        found["weights_content_sha256"]
+    );
+    assert_eq!(other["fid"], found["fid"]);
+    assert_eq!(std::fs::read_dir(place.path("kept")).unwrap().count(), 1);
+
+    // Features of the cache are warned of as the images lie now.
+    let stats = format!("stats jpegs --weights {weights} --cache kept -o f.safetensors");
+    place.ok(&stats);
+    assert_eq!(std::fs::read_dir(place.path("kept")).unwrap().count(), 2);
+    std::fs::write(place.path("jpegs/late.gif"), "").unwrap();
+    let said = place.ok(&stats);
+    assert!(said.contains("1 pictures in other formats"), "{said}");
 }
 
 #[test]
@@ -200,6 +342,8 @@ fn flags_that_would_do_nothing_are_errors() {
             "--features --metrics pr --splits adm",
             "--metrics leaves out",
         ),
+        ("--features --metrics pr --kid-subset 2", "--kid-subset"),
+        ("--features --metrics kid", "its subsets have 1000 rows"),
         (
             "a.npz --features",
             "shards are put together with --weights only",
@@ -214,11 +358,29 @@ fn flags_that_would_do_nothing_are_errors() {
     assert!(!place.path("kept").exists());
     // Without a name the Inception Score is left out with a warning.
     place.ok("evaluate a.npz a.npz --features --json found.json");
-    assert!(
-        place.json("found.json")["warnings"]
-            .to_string()
-            .contains("no Inception Score")
-    );
+    let found = place.json("found.json");
+    let said = found["warnings"].to_string();
+    for part in [
+        "no Inception Score",
+        "KID uses subsets of 4 rows instead of 1000",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // As much as with --weights; of one subset there is no spread.
+    for key in [
+        "label",
+        "frechet",
+        "config",
+        "inception_score_std",
+        "reference_image_count",
+    ] {
+        assert!(found.get(key).is_some(), "{key}: {found}");
+    }
+    assert!(found["kid"].is_f64() && found["kid_std"].is_null());
+    place.ok("evaluate a.npz a.npz --features --metrics kid --kid-subset 3 --json found.json");
+    let found = place.json("found.json");
+    assert_eq!(found["config"]["kid"]["subset_size"], 3);
+    assert!(found["kid_std"].is_f64());
 }
 
 #[test]

@@ -134,6 +134,9 @@ pub fn check(
             warnings.push(format!("the {name} statistics do not say which network and resize made them; only those of ADM, torch-fidelity or `tinyfusion stats` compare (pytorch-fid, clean-fid and jax-fid resize differently)"));
         }
     }
+    if samples.statistics.is_some() {
+        warnings.push("FID and sFID are of the samples' stored mu and sigma, as ADM's evaluator has it, not of images beside them".into());
+    }
     let options = possible(reference, samples, options, &mut warnings)?;
     let config = &options.config;
     check_rows(

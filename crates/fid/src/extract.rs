@@ -146,6 +146,8 @@ pub fn extract_into(
                 Err(error)
             }
         })?;
+    // Whatever comes next on these threads may need the memory.
+    rayon::broadcast(|_| crate::network::forget_spares());
     if stopped.load(Relaxed) {
         return Ok(false);
     }

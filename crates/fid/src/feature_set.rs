@@ -70,6 +70,20 @@ impl FeatureSet {
         }
     }
 
+    /// Makes room for more images, so that appending them copies nothing that is here.
+    pub fn reserve(&mut self, images: usize) {
+        let room = |values: &mut Vec<f32>, columns: usize| {
+            values.reserve_exact(images.saturating_mul(columns));
+        };
+        room(&mut self.pool, ImageFeatures::POOL);
+        if let Some(values) = &mut self.spatial {
+            room(values, ImageFeatures::SPATIAL);
+        }
+        if let Some(values) = &mut self.logits {
+            room(values, ImageFeatures::LOGITS);
+        }
+    }
+
     /// Number of images N.
     pub fn len(&self) -> usize {
         self.n

@@ -60,8 +60,9 @@ pub(crate) fn same_size(x: &Activation, pool: Pool) -> Activation {
                     let count = (rows.len() * columns.len()) as f32;
                     let at = out.at(y, column);
                     let sums = &mut out.values[at..][..x.channels];
-                    if pool == Pool::Max {
-                        sums.copy_from_slice(x.pixel(y, column));
+                    match pool {
+                        Pool::Max => sums.copy_from_slice(x.pixel(y, column)),
+                        Pool::Mean => sums.fill(0.0),
                     }
                     for (y, column) in rows.flat_map(|y| columns.clone().map(move |c| (y, c))) {
                         let window = x.pixel(y, column);
