@@ -101,8 +101,8 @@ impl Drop for Activation {
     fn drop(&mut self) {
         let values = std::mem::take(&mut self.values);
         if !values.is_empty() {
-            // A thread that ends has no place for it any more.
-            drop(SPARE.try_with(|spare| spare.borrow_mut().push(values)));
+            // A thread that ends has no place for it any more, and the memory goes.
+            let _ = SPARE.try_with(|spare| spare.borrow_mut().push(values));
         }
     }
 }

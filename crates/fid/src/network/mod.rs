@@ -331,3 +331,55 @@ fn folded(weights: &Weights, layer: &layers::Layer) -> Result<(Vec<f32>, Vec<f32
         .collect();
     Ok((folded, bias))
 }
+
+#[cfg(test)]
+mod timing_tmp {
+    use super::*;
+    fn cpu() -> (f64, f64) {
+        let text = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let rest: Vec<&str> = text
+            .rsplit_once(')')
+            .unwrap()
+            .1
+            .split_whitespace()
+            .collect();
+        (
+            rest[11].parse::<f64>().unwrap() / 100.0,
+            rest[12].parse::<f64>().unwrap() / 100.0,
+        )
+    }
+    #[test]
+    fn timing() {
+        let tensors = Inception::tensors()
+            .into_iter()
+            .map(|(name, shape)| {
+                let n: usize = shape.iter().product();
+                let v = if name.ends_with("running_var") {
+                    vec![1.0; n]
+                } else {
+                    (0..n).map(|i| ((i % 17) as f32 - 8.0) * 0.01).collect()
+                };
+                (name, (shape, v))
+            })
+            .collect();
+        let net = Inception::new(&Weights::from_tensors(tensors, "x").unwrap()).unwrap();
+        let image: Vec<u8> = (0..256 * 256 * 3).map(|i| (i * 7 % 251) as u8).collect();
+        for round in 0..4 {
+            for keep in [true, false] {
+                let (u, s) = cpu();
+                for _ in 0..12 {
+                    std::hint::black_box(net.features(&image, [256, 256]));
+                    if !keep {
+                        forget_spares();
+                    }
+                }
+                let (u2, s2) = cpu();
+                println!(
+                    "TIMING round {round} keep {keep}: user {:.3} sys {:.3} an image",
+                    (u2 - u) / 12.0,
+                    (s2 - s) / 12.0
+                );
+            }
+        }
+    }
+}

@@ -115,14 +115,14 @@ fn enough(what: &str, inputs: &[Input], options: &Options) -> Result<()> {
         return Ok(());
     }
     let count = inputs.iter().map(Input::rows).sum();
-    Ok(fid::check_count(what, count, options.force).map_err(asked)?)
+    fid::check_count(what, count, options.force).map_err(asked)
 }
 
 /// What another command line would mend is an error of this one.
-fn asked(error: fid::Error) -> Error {
+fn asked(error: fid::Error) -> anyhow::Error {
     match error {
-        fid::Error::TooFewImages(_) => Error::usage(error.to_string()),
-        fid::Error::Impossible(_) => Error::usage(format!("--metrics: {error}")),
+        fid::Error::TooFewImages(_) => Error::usage(error.to_string()).into(),
+        fid::Error::Impossible(_) => Error::usage(format!("--metrics: {error}")).into(),
         other => other.into(),
     }
 }
