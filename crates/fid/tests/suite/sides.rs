@@ -1,8 +1,10 @@
 //! Both sides of a comparison may be statistics, images or both: what is refused, what is left out and what is warned of.
 
+use std::collections::BTreeMap;
+
 use tinyfusion_fid::{
     Config, Error, FeatureSet, ImageFeatures, ImageSet, Known, KnownSide, Npz, Options, Provenance,
-    Side, Statistics, StoredStatistics, Weights, check, compare, file_sha256,
+    Side, Statistics, StoredStatistics, Values, Weights, check, compare, file_sha256,
 };
 
 use crate::golden_file::close;
@@ -22,7 +24,7 @@ fn origin(weights: &str) -> Provenance {
 /// Statistics of the unit normal distribution.
 fn normal(n: Option<u64>, spatial: bool) -> StoredStatistics {
     let of = |d: usize| {
-        let unit = |i: usize| f64::from(u8::from(i % (d + 1) == 0));
+        let unit = |i: usize| f64::from(u8::from(i.is_multiple_of(d + 1)));
         Statistics::from_parts(n, vec![0.0; d], (0..d * d).map(unit).collect()).unwrap()
     };
     StoredStatistics {
@@ -237,20 +239,20 @@ fn a_named_metric_that_cannot_be_is_an_error() {
 /// The container is not the network.
 #[test]
 fn weights_are_known_by_their_values() {
+    type Tensors = BTreeMap<String, Values<f32>>;
     let tensors = || {
         let values = |n: usize| (0..n).map(|i| i as f32 / 7.0).collect::<Vec<_>>();
-        std::collections::BTreeMap::from([
+        BTreeMap::from([
             ("a.weight".to_owned(), (vec![2, 3], values(6))),
             ("b.bias".to_owned(), (vec![4], values(4))),
         ])
     };
-    let hash =
-        |change: &dyn Fn(&mut std::collections::BTreeMap<String, (Vec<usize>, Vec<f32>)>)| {
-            let mut all = tensors();
-            change(&mut all);
-            let weights = Weights::from_tensors(all, "x").unwrap();
-            weights.content_sha256().to_owned()
-        };
+    let hash = |change: &dyn Fn(&mut Tensors)| {
+        let mut all = tensors();
+        change(&mut all);
+        let weights = Weights::from_tensors(all, "x").unwrap();
+        weights.content_sha256().to_owned()
+    };
     let whole = hash(&|_| ());
     assert_eq!(whole.len(), 64);
     assert_eq!(whole, hash(&|_| ()));
