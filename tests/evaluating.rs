@@ -8,6 +8,9 @@ use candle_core::{Device, Tensor};
 use tinyfusion::fid::Inception;
 use tinyfusion_tests::Place;
 
+#[path = "evaluating/statistics.rs"]
+mod statistics;
+
 /// A weight file under the network's names; made once, for it has 95 MB.
 fn weights() -> &'static str {
     static FILE: OnceLock<(Place, String)> = OnceLock::new();
@@ -36,6 +39,11 @@ fn weights() -> &'static str {
         // Another network, and half a one, under names that the tests know.
         let mut other = tensors.clone();
         let bias = (&tensors["fc.bias"] + 1.0).unwrap();
+        // The same network in another file: PyTorch's counters are no part of it.
+        let mut again = tensors.clone();
+        let counter = Tensor::new(&[1i64], &Device::Cpu).unwrap();
+        again.insert("Conv2d_1a_3x3.bn.num_batches_tracked".into(), counter);
+        candle_core::safetensors::save(&again, place.path("again.safetensors")).unwrap();
         other.insert("fc.bias".into(), bias);
         candle_core::safetensors::save(&other, place.path("other.safetensors")).unwrap();
         other.remove("Mixed_7c.branch_pool.bn.bias");
@@ -128,7 +136,7 @@ fn statistics_shards_and_caches_agree() {
 
     // Statistics alone: FID and sFID, no precision.
     place.ok(&format!("stats ref.npz --weights {weights} -o stats.npz"));
-    place.ok(&format!("evaluate stats.npz all.npz --weights {weights} --force --metrics fid,sfid,pr --json stats.json"));
+    place.ok(&format!("evaluate stats.npz all.npz --weights {weights} --force --metrics fid,sfid --json stats.json"));
     let found = place.json("stats.json");
     for key in ["fid", "sfid"] {
         let (found, whole) = (found[key].as_f64().unwrap(), whole[key].as_f64().unwrap());
@@ -138,6 +146,23 @@ fn statistics_shards_and_caches_agree() {
         );
     }
     assert!(found["precision"].is_null() && found["inception_score"].is_null());
+    // Named, it must be there; not named, it is left out and said.
+    refused(
+        &place,
+        2,
+        &format!("evaluate stats.npz all.npz --weights {weights} --force --metrics fid,pr"),
+        &["no precision and recall: the reference has statistics"],
+    );
+    place.ok(&format!(
+        "evaluate stats.npz all.npz --weights {weights} --force --json all.json"
+    ));
+    let found = place.json("all.json");
+    assert!(found["kid"].is_null() && found["inception_score"].is_f64());
+    assert!(
+        found["warnings"]
+            .to_string()
+            .contains("no KID: the reference")
+    );
 }
 
 #[test]
@@ -200,6 +225,8 @@ fn flags_that_would_do_nothing_are_errors() {
             "--features --metrics pr --splits adm",
             "--metrics leaves out",
         ),
+        ("--features --metrics pr --kid-subset 2", "--kid-subset"),
+        ("--features --metrics kid", "its subsets have 1000 rows"),
         (
             "a.npz --features",
             "shards are put together with --weights only",
@@ -214,11 +241,29 @@ fn flags_that_would_do_nothing_are_errors() {
     assert!(!place.path("kept").exists());
     // Without a name the Inception Score is left out with a warning.
     place.ok("evaluate a.npz a.npz --features --json found.json");
-    assert!(
-        place.json("found.json")["warnings"]
-            .to_string()
-            .contains("no Inception Score")
-    );
+    let found = place.json("found.json");
+    let said = found["warnings"].to_string();
+    for part in [
+        "no Inception Score",
+        "KID uses subsets of 4 rows instead of 1000",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // As much as with --weights; of one subset there is no spread.
+    for key in [
+        "label",
+        "frechet",
+        "config",
+        "inception_score_std",
+        "reference_image_count",
+    ] {
+        assert!(found.get(key).is_some(), "{key}: {found}");
+    }
+    assert!(found["kid"].is_f64() && found["kid_std"].is_null());
+    place.ok("evaluate a.npz a.npz --features --metrics kid --kid-subset 3 --json found.json");
+    let found = place.json("found.json");
+    assert_eq!(found["config"]["kid"]["subset_size"], 3);
+    assert!(found["kid_std"].is_f64());
 }
 
 #[test]

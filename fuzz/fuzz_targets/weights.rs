@@ -2,9 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tinyfusion_fid::{Weights, read_tensors};
 
-fuzz_target!(|bytes: &[u8]| {
-    drop(read_tensors(bytes));
-    drop(Weights::parse(bytes, "fuzz").and_then(|w| w.check_inception()));
-});
+#[path = "../../crates/fid/tests/suite/fuzzed.rs"]
+mod fuzzed;
+
+fuzz_target!(|bytes: &[u8]| fuzzed::weights(bytes));

@@ -1,28 +1,51 @@
 use serde::Serialize;
 
+use crate::provenance::add_new;
 use crate::{
-    Config, Error, FeatureSet, Gaussian, Known, KnownReference, Metrics, Reference, Result, Splits,
-    StoredStatistics, check, evaluate, frechet_distance,
+    Config, Error, FeatureSet, Gaussian, Given, KnownSide, Metrics, Result, StoredStatistics,
+    check, evaluate, frechet_distance,
 };
 
-/// What samples are compared with: statistics, features, or (ADM's reference batches) both, then of different images.
+/// One side of a comparison: statistics, features, or both. With both (ADM's reference batches, of different images)
+/// FID and sFID are of the statistics and the other metrics of the features, as ADM's evaluator has it for either side.
 #[derive(Debug, Clone, Default)]
-pub struct ReferenceSet {
+pub struct Side {
     /// For FID and sFID, where there are any.
     pub statistics: Option<StoredStatistics>,
-    /// For precision, recall and KID; without statistics also for FID and sFID.
+    /// For the other metrics; without statistics also for FID and sFID.
     pub features: Option<FeatureSet>,
 }
 
+impl From<FeatureSet> for Side {
+    fn from(features: FeatureSet) -> Self {
+        Self {
+            statistics: None,
+            features: Some(features),
+        }
+    }
+}
+
+impl From<StoredStatistics> for Side {
+    fn from(statistics: StoredStatistics) -> Self {
+        Self {
+            statistics: Some(statistics),
+            features: None,
+        }
+    }
+}
+
 /// What [`compare`] computes besides FID.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// sFID.
     pub sfid: bool,
     /// The other metrics.
     pub config: Config,
-    /// Whether too few samples are warned of instead of refused.
+    /// Whether too few images are warned of instead of refused.
     pub force: bool,
+    /// Whether the metrics were asked for by name: one that cannot be computed is then an error, and else left out with
+    /// a warning.
+    pub named: bool,
 }
 
 impl Default for Options {
@@ -31,6 +54,7 @@ impl Default for Options {
             sfid: true,
             config: Config::default(),
             force: false,
+            named: false,
         }
     }
 }
@@ -41,7 +65,7 @@ impl Default for Options {
 pub struct Comparison {
     /// FID, IS, precision, recall, KID, and all warnings.
     pub metrics: Metrics,
-    /// sFID; `None` if it was not asked for or the reference has no spatial statistics.
+    /// sFID; `None` if it was not asked for or a side has no spatial statistics.
     pub sfid: Option<f64>,
 }
 
@@ -49,77 +73,68 @@ pub struct Comparison {
 ///
 /// # Errors
 /// When [`check`] refuses them, statistics are no covariance, or a decomposition fails.
-pub fn compare(
-    reference: &ReferenceSet,
-    samples: &FeatureSet,
-    options: &Options,
-) -> Result<Comparison> {
-    let known = KnownReference {
-        name: "the reference",
-        statistics: reference.statistics.as_ref(),
-        images: reference
-            .features
-            .as_ref()
-            .map(|f| f.known("the reference")),
+pub fn compare(reference: &Side, samples: &Side, options: &Options) -> Result<Comparison> {
+    let checked = check(
+        &reference.known("the reference"),
+        &samples.known("the samples"),
+        options,
+    )?;
+    let options = checked.options;
+    let logits = match (&samples.features, options.config.inception_score) {
+        (Some(features), Some(_)) => Some(features.logits()?),
+        _ => None,
     };
-    let mut warnings = check(&known, &[samples.known("the samples")], options)?;
-    let sides = [reference.features.as_ref(), Some(samples)];
-    for Known { provenance, .. } in sides.into_iter().flatten().map(|f| f.known("")) {
-        warnings.extend(provenance.warnings.iter().cloned());
-    }
-
-    let pool = reference
-        .features
-        .as_ref()
-        .map(FeatureSet::pool)
-        .transpose()?;
-    let normal = match (&reference.statistics, pool) {
-        (Some(statistics), Some(features)) => Reference::Both {
-            statistics: &statistics.pool,
-            features,
-        },
-        (Some(statistics), None) => Reference::Statistics(&statistics.pool),
-        (None, Some(features)) => Reference::Features(features),
-        (None, None) => {
-            return Err(Error::Config(
-                "the reference has neither statistics nor features".into(),
-            ));
+    let mut metrics = evaluate(reference.pool()?, samples.pool()?, logits, &options.config)?;
+    let sfid = match options.sfid {
+        true => {
+            // Nash et al. 2021.
+            let (normal, drawn) = (reference.spatial()?, samples.spatial()?);
+            Some(frechet_distance(&normal, &drawn)?.distance)
         }
+        false => None,
     };
-    let logits = options
-        .config
-        .inception_score
-        .map(|_: Splits| samples.logits())
-        .transpose()?;
-    let mut metrics = evaluate(normal, samples.pool()?, logits, &options.config)?;
-    let sfid = if options.sfid {
-        sfid(reference, samples)?
-    } else {
-        None
-    };
-    warnings.append(&mut metrics.warnings);
-    for warning in warnings {
-        if !metrics.warnings.contains(&warning) {
-            metrics.warnings.push(warning);
-        }
-    }
+    let mut warnings = checked.warnings;
+    add_new(&mut warnings, &metrics.warnings);
+    metrics.warnings = warnings;
     Ok(Comparison { metrics, sfid })
 }
 
-/// The Fréchet distance of the spatial features (Nash et al. 2021).
-fn sfid(reference: &ReferenceSet, samples: &FeatureSet) -> Result<Option<f64>> {
-    let normal = match (&reference.statistics, &reference.features) {
-        (
-            Some(StoredStatistics {
-                spatial: Some(spatial),
-                ..
-            }),
-            _,
-        ) => Gaussian::from_statistics(spatial)?,
-        (None, Some(features)) => Gaussian::from_features(features.spatial()?)?,
-        // [`check`] has said so.
-        _ => return Ok(None),
-    };
-    let samples = Gaussian::from_features(samples.spatial()?)?;
-    Ok(Some(frechet_distance(&normal, &samples)?.distance))
+impl Side {
+    fn known<'a>(&'a self, name: &'a str) -> KnownSide<'a> {
+        KnownSide {
+            name,
+            statistics: self.statistics.as_ref(),
+            images: self.features.iter().map(|f| f.known(name)).collect(),
+        }
+    }
+
+    /// For FID and the metrics of single rows.
+    fn pool(&self) -> Result<Given<'_>> {
+        Ok(match (&self.statistics, &self.features) {
+            (Some(statistics), Some(features)) => Given::Both {
+                statistics: &statistics.pool,
+                features: features.pool()?,
+            },
+            (Some(statistics), None) => Given::Statistics(&statistics.pool),
+            (None, Some(features)) => Given::Features(features.pool()?),
+            (None, None) => return Err(nothing()),
+        })
+    }
+
+    /// For sFID.
+    fn spatial(&self) -> Result<Gaussian> {
+        match (&self.statistics, &self.features) {
+            (Some(statistics), _) => {
+                let spatial = statistics.spatial.as_ref().ok_or_else(nothing)?;
+                Gaussian::from_statistics(spatial)
+            }
+            (None, Some(features)) => Gaussian::from_features(features.spatial()?),
+            (None, None) => Err(nothing()),
+        }
+    }
+}
+
+/// [`check`] has said so before.
+fn nothing() -> Error {
+    Error::Config("a side has neither statistics nor features".into())
 }

@@ -77,6 +77,12 @@ pub enum Error {
     /// A comparison that would mean nothing; the message says what was expected, what was found and what to do.
     #[error("{0}")]
     Refused(String),
+    /// Fewer images than a number is worth; the message says how many are needed, and that it can be forced.
+    #[error("{0}")]
+    TooFewImages(String),
+    /// A metric that was asked for by name and cannot be computed of what is there.
+    #[error("{0}; leave it out, or give what it needs")]
+    Impossible(String),
     /// A setting that does not make sense.
     #[error("invalid setting: {0}")]
     Config(String),

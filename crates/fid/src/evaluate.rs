@@ -11,19 +11,15 @@ const FEW_ROWS: u64 = 2048;
 /// A negative distance beyond this is no rounding.
 const NEGATIVE_FRECHET: f64 = -1e-3;
 
-/// Said where only the reference's statistics are there.
-pub(crate) const NO_ROWS: &str =
-    "the reference has statistics but no features: no precision, recall and KID";
-
-/// What the samples are compared with.
+/// One side of a comparison: the reference, or the samples.
 #[derive(Debug, Clone, Copy)]
-pub enum Reference<'a> {
+pub enum Given<'a> {
     /// Feature vectors: everything can be computed.
     Features(FeatureMatrix<'a>),
     /// A mean and covariance: only the Fréchet distance can.
     Statistics(&'a Statistics),
     /// Both, as ADM's reference batches have them: the statistics (of the whole training set) for the
-    /// Fréchet distance, the features (of 10,000 images) for precision, recall and KID.
+    /// Fréchet distance, the features (of 10,000 images) for the other metrics.
     Both {
         /// For the Fréchet distance.
         statistics: &'a Statistics,
@@ -32,13 +28,13 @@ pub enum Reference<'a> {
     },
 }
 
-impl<'a> From<FeatureMatrix<'a>> for Reference<'a> {
+impl<'a> From<FeatureMatrix<'a>> for Given<'a> {
     fn from(features: FeatureMatrix<'a>) -> Self {
         Self::Features(features)
     }
 }
 
-impl<'a> From<&'a Statistics> for Reference<'a> {
+impl<'a> From<&'a Statistics> for Given<'a> {
     fn from(statistics: &'a Statistics) -> Self {
         Self::Statistics(statistics)
     }
@@ -52,7 +48,7 @@ pub struct Config {
     pub inception_score: Option<Splits>,
     /// Precision and recall.
     pub precision_recall: Option<PrecisionRecallConfig>,
-    /// KID; the subset is reduced, with a warning, where a set is smaller.
+    /// KID; a subset larger than a set is an error (see [`Config::fitted`]).
     pub kid: Option<KidConfig>,
 }
 
@@ -67,30 +63,39 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether a metric compares with single rows of the reference, for which its statistics do not do.
-    pub fn needs_reference_rows(&self) -> bool {
+    /// Whether a metric compares single rows of both sides, for which their statistics do not do.
+    pub fn needs_rows(&self) -> bool {
         self.precision_recall.is_some() || self.kid.is_some()
     }
 }
 
-/// Every metric that `config` asks for is defined for so many rows (`reference`: none of statistics) and, for the
+/// Every metric that `config` asks for is defined for so many rows (none of statistics) and, for the
 /// Inception Score, with `logits`.
 pub(crate) fn check_rows(
     config: &Config,
     reference: Option<usize>,
-    samples: usize,
+    samples: Option<usize>,
     logits: bool,
 ) -> Result<()> {
-    for rows in [reference, Some(samples)].into_iter().flatten() {
+    for rows in [reference, samples].into_iter().flatten() {
         crate::frechet::check_rows(rows)?;
-        if let (Some(_), Some(settings)) = (reference, &config.precision_recall) {
+        if let (Some(_), Some(_), Some(settings)) = (reference, samples, &config.precision_recall) {
             crate::precision_recall::check(settings, rows)?;
         }
     }
-    match config.inception_score {
-        Some(splits) if logits => splits.check(samples),
+    match (config.inception_score, samples) {
+        (Some(splits), Some(samples)) if logits => splits.check(samples),
         _ => Ok(()),
     }
+}
+
+/// Reduces KID's subset to `rows` and says so, where it is larger.
+pub(crate) fn kid_fitted(config: &mut Config, rows: usize) -> Option<String> {
+    let settings = config.kid.as_mut().filter(|k| k.subset_size > rows)?;
+    let wanted = std::mem::replace(&mut settings.subset_size, rows);
+    Some(format!(
+        "KID uses subsets of {rows} rows instead of {wanted}: there are no more on one side"
+    ))
 }
 
 /// What [`evaluate`] found. A metric that was switched off or lacked its input is `None`.
@@ -111,56 +116,57 @@ pub struct Metrics {
     pub recall: Option<f64>,
     /// KID, mean over subsets.
     pub kid: Option<f64>,
-    /// Its population standard deviation over subsets.
+    /// Its population standard deviation over subsets; `None` of a single one.
     pub kid_std: Option<f64>,
     /// Rows behind the reference of the Fréchet distance, where known.
     pub n_reference: Option<u64>,
     /// Reference rows of precision, recall and KID; 0 if there were only statistics.
     pub n_reference_features: u64,
-    /// Samples.
-    pub n_samples: u64,
+    /// Samples behind the Fréchet distance, where known.
+    pub n_samples: Option<u64>,
+    /// Sample rows of the other metrics; 0 if there were only statistics.
+    pub n_sample_features: u64,
     /// Dimension D of the features.
     pub columns: usize,
-    /// The settings as used (the KID subset may have been reduced).
+    /// The settings as used.
     pub config: Config,
     /// What to know before quoting a number.
     pub warnings: Vec<String>,
 }
 
 impl Metrics {
-    /// "FID-50000" for 50,000 samples: distances at different N do not compare.
+    /// "FID-50000" for 50,000 samples, "FID" where their number is not known: distances at different N do not compare.
     pub fn fid_label(&self) -> String {
-        format!("FID-{}", self.n_samples)
+        self.n_samples
+            .map_or_else(|| "FID".to_owned(), |n| format!("FID-{n}"))
     }
 }
 
 /// All metrics of `samples` (N × D) against `reference`; `logits` (N × classes) of the same samples in the
-/// order they were drawn give the Inception Score.
+/// order they were drawn give the Inception Score. Samples may be statistics too: then only the Fréchet distance is
+/// there.
 ///
 /// # Errors
 /// When sizes do not fit together or a metric asked for is not defined for so few rows.
 pub fn evaluate<'a>(
-    reference: impl Into<Reference<'a>>,
-    samples: FeatureMatrix<'_>,
+    reference: impl Into<Given<'a>>,
+    samples: impl Into<Given<'a>>,
     logits: Option<FeatureMatrix<'_>>,
     config: &Config,
 ) -> Result<Metrics> {
-    let (normal, features) = match reference.into() {
-        Reference::Features(features) => (Gaussian::from_features(features)?, Some(features)),
-        Reference::Statistics(statistics) => (Gaussian::from_statistics(statistics)?, None),
-        Reference::Both {
-            statistics,
-            features,
-        } => (Gaussian::from_statistics(statistics)?, Some(features)),
-    };
-    if let Some(logits) = logits.filter(|logits| logits.rows() != samples.rows()) {
+    let (normal, features) = reference.into().parts()?;
+    let (drawn, samples) = samples.into().parts()?;
+    if let (Some(logits), Some(samples)) = (logits, samples)
+        && logits.rows() != samples.rows()
+    {
         return Err(Error::Mismatch {
             what: "rows of samples and of logits",
             first: samples.rows(),
             second: logits.rows(),
         });
     }
-    let frechet = frechet_distance(&normal, &Gaussian::from_features(samples)?)?;
+    let frechet = frechet_distance(&normal, &drawn)?;
+    let rows = |side: Option<FeatureMatrix<'_>>| side.map_or(0, |side| side.rows() as u64);
     let mut metrics = Metrics {
         fid: frechet.distance,
         frechet,
@@ -171,9 +177,10 @@ pub fn evaluate<'a>(
         kid: None,
         kid_std: None,
         n_reference: normal.n(),
-        n_reference_features: features.map_or(0, |features| features.rows() as u64),
-        n_samples: samples.rows() as u64,
-        columns: samples.columns(),
+        n_reference_features: rows(features),
+        n_samples: drawn.n(),
+        n_sample_features: rows(samples),
+        columns: normal.columns(),
         config: config.clone(),
         warnings: Vec::new(),
     };
@@ -192,9 +199,16 @@ pub fn evaluate<'a>(
         (None, _) => {}
     }
 
-    let Some(features) = features else {
-        if config.needs_reference_rows() {
-            metrics.warn(NO_ROWS.into());
+    let (Some(features), Some(samples)) = (features, samples) else {
+        if config.needs_rows() {
+            let side = if features.is_none() {
+                "reference has"
+            } else {
+                "samples have"
+            };
+            metrics.warn(format!(
+                "the {side} statistics but no features: no precision, recall and KID"
+            ));
         }
         return Ok(metrics);
     };
@@ -204,22 +218,44 @@ pub fn evaluate<'a>(
         metrics.precision = Some(found.precision);
         metrics.recall = Some(found.recall);
     }
-    if let Some(mut settings) = config.kid {
-        let fewest = features.rows().min(samples.rows());
-        if settings.subset_size > fewest {
-            metrics.warn(format!(
-                "KID uses subsets of {fewest} rows instead of {}: there are no more on one side",
-                settings.subset_size
-            ));
-            settings.subset_size = fewest;
-            metrics.config.kid = Some(settings);
-        }
+    if let Some(settings) = config.kid {
         // Samples first: torch-fidelity draws from its input 1, the generated set, first.
         let found = kid(samples, features, &settings)?;
         metrics.kid = Some(found.mean);
-        metrics.kid_std = Some(found.std);
+        metrics.kid_std = found.std;
     }
     Ok(metrics)
+}
+
+impl<'a> Given<'a> {
+    /// For the Fréchet distance, and for the other metrics.
+    fn parts(self) -> Result<(Gaussian, Option<FeatureMatrix<'a>>)> {
+        Ok(match self {
+            Self::Features(features) => (Gaussian::from_features(features)?, Some(features)),
+            Self::Statistics(statistics) => (Gaussian::from_statistics(statistics)?, None),
+            Self::Both {
+                statistics,
+                features,
+            } => (Gaussian::from_statistics(statistics)?, Some(features)),
+        })
+    }
+}
+
+/// What to say of a Fréchet distance over `n` rows of `columns` features on the side called so, if anything.
+pub fn few_rows_warning(side: &str, n: u64, columns: usize) -> Option<String> {
+    let d = columns as u64;
+    if n <= d {
+        Some(format!(
+            "{side}: {n} rows for {d} features: the covariance is rank-deficient and the Fréchet distance far too high; use at least {}, or KID",
+            d + 1
+        ))
+    } else if n < FEW_ROWS {
+        Some(format!(
+            "{side}: {n} rows: the Fréchet distance is biased upwards; compare it only with others at the same N, or use KID"
+        ))
+    } else {
+        None
+    }
 }
 
 impl Metrics {
@@ -228,27 +264,15 @@ impl Metrics {
     }
 
     fn warn_about_frechet(&mut self) {
-        let d = self.columns as u64;
-        let sides = [
-            ("reference", self.n_reference),
-            ("samples", Some(self.n_samples)),
-        ];
-        for (side, n) in sides {
+        for (side, n) in [("reference", self.n_reference), ("samples", self.n_samples)] {
             match n {
-                Some(n) if n <= d => self.warn(format!(
-                    "{side}: {n} rows for {d} features: the covariance is rank-deficient and the Fréchet distance far too high; use at least {}, or KID",
-                    d + 1
+                Some(n) => self
+                    .warnings
+                    .extend(few_rows_warning(side, n, self.columns)),
+                None => self.warn(format!(
+                    "the {side} statistics do not say over how many images they were taken"
                 )),
-                Some(n) if n < FEW_ROWS => self.warn(format!(
-                    "{side}: {n} rows: the Fréchet distance is biased upwards; compare it only with others at the same N, or use KID"
-                )),
-                _ => {}
             }
-        }
-        if self.n_reference.is_none() {
-            self.warn(
-                "the reference statistics do not say over how many images they were taken".into(),
-            );
         }
         if self.fid < NEGATIVE_FRECHET {
             self.warn(format!(

@@ -33,8 +33,8 @@ impl Default for KidConfig {
 pub struct Kid {
     /// The distance.
     pub mean: f64,
-    /// Standard deviation over the subsets (divided by their number).
-    pub std: f64,
+    /// Standard deviation over the subsets (divided by their number); `None` of a single subset.
+    pub std: Option<f64>,
     /// MMD² per subset, in order.
     pub subsets: Vec<f64>,
 }
@@ -52,7 +52,8 @@ pub fn kid(first: FeatureMatrix<'_>, second: FeatureMatrix<'_>, config: &KidConf
 }
 
 /// The row indices of every subset, of the first and of the second set: one stream,
-/// `choice(n, m, replace=False)` for the first set, then for the second, subset after subset.
+/// `choice(n, m, replace=False)` for the first set, then for the second, subset after subset. Where a subset is all of both
+/// sets there is only one: the others would be the same rows.
 pub fn kid_subsets(
     first_rows: usize,
     second_rows: usize,
@@ -83,6 +84,8 @@ pub fn kid_subsets(
         order.truncate(subset_size);
         order
     };
+    let all = subset_size == first_rows && subset_size == second_rows;
+    let subsets = if all { 1 } else { subsets };
     Ok((0..subsets)
         .map(|_| (draw(first_rows), draw(second_rows)))
         .collect())
@@ -130,7 +133,11 @@ pub fn kid_of_subsets(
             "KID exceeds the range of f64; check the scale of the features".into(),
         ));
     }
-    Ok(Kid { mean, std, subsets })
+    Ok(Kid {
+        mean,
+        std: (subsets.len() > 1).then_some(std),
+        subsets,
+    })
 }
 
 /// Unbiased MMD² of two sets of m rows: mean of k over distinct pairs within x, plus within y, minus

@@ -5,7 +5,7 @@ use crate::features::{ranges, same_columns};
 use crate::{Error, FeatureMatrix, Result};
 
 /// Rows merged at a time: enough for an efficient matrix product, little memory.
-const CHUNK: usize = 1024;
+pub(crate) const CHUNK: usize = 1024;
 
 /// Relative asymmetry and negative variance that are still taken for rounding (f32 files have 6e-8).
 const ROUNDING: f64 = 1e-6;

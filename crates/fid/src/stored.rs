@@ -15,16 +15,19 @@ pub struct StoredStatistics {
     pub spatial: Option<Statistics>,
     /// Where they come from; only files of `tinyfusion stats` say so.
     pub provenance: Option<Provenance>,
+    /// What in the file was not understood and left aside.
+    pub warnings: Vec<String>,
 }
 
 impl StoredStatistics {
     /// Those of a set of features.
     pub fn of(features: &FeatureSet) -> Result<Self> {
-        let [pool, spatial] = features.statistics()?;
+        let (pool, spatial) = features.statistics()?;
         Ok(Self {
             pool,
-            spatial: Some(spatial),
+            spatial,
             provenance: Some(features.provenance.clone()),
+            warnings: Vec::new(),
         })
     }
 
@@ -36,20 +39,25 @@ impl StoredStatistics {
         if !npz.has("mu") {
             return Ok(None);
         }
+        let mut warnings = Vec::new();
         let n = match npz.has("n") {
-            true => npz
-                .integers("n")?
-                .1
-                .first()
-                .and_then(|&n| u64::try_from(n).ok()),
+            true => count(npz, &mut warnings)?,
             false => None,
         };
         let provenance = match npz.has("provenance") {
-            true => {
-                let (_, json) = npz.bytes("provenance")?;
-                let parsed = serde_json::from_slice(&json);
-                Some(parsed.map_err(|e| Error::file(npz.path(), format!("`provenance`: {e}")))?)
-            }
+            true => match npz.bytes("provenance") {
+                Ok((_, json)) => {
+                    let parsed = serde_json::from_slice(&json);
+                    Some(
+                        parsed
+                            .map_err(|e| Error::file(npz.path(), format!("`provenance`: {e}")))?,
+                    )
+                }
+                Err(error) => {
+                    warnings.push(format!("{error}; `provenance` is left aside"));
+                    None
+                }
+            },
             false => None,
         };
         let pool = statistics(npz, "mu", "sigma", n)?;
@@ -61,6 +69,7 @@ impl StoredStatistics {
             pool,
             spatial,
             provenance,
+            warnings,
         }))
     }
 
@@ -102,6 +111,28 @@ impl StoredStatistics {
         }
         let bytes = zip.finish().map_err(io::Error::other)?.into_inner();
         out.write_all(&bytes)
+    }
+}
+
+/// The number of images `n`: one whole number, also as a float. Something else of that name is another tool's and not
+/// ours to judge; a number that cannot be a count is damage.
+fn count(npz: &mut Npz, warnings: &mut Vec<String>) -> Result<Option<u64>> {
+    let found = npz.number("n");
+    let found = found.map(|n| (n >= 2.0 && n.fract() == 0.0 && n < 9e15, n));
+    match found {
+        Ok((true, n)) => Ok(Some(n as u64)),
+        Ok((false, n)) => Err(Error::file(
+            npz.path(),
+            format!(
+                "`n`, the number of images behind the statistics, is {n}; expected a whole number from 2 on. Compute them again, or leave `n` out"
+            ),
+        )),
+        Err(error) => {
+            warnings.push(format!(
+                "{error}; `n` is left aside, so the number of images is unknown"
+            ));
+            Ok(None)
+        }
     }
 }
 

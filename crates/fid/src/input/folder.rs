@@ -1,6 +1,8 @@
 //! A folder of PNG, JPEG and WebP images.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use image::{ColorType, ImageDecoder, ImageFormat, ImageReader};
@@ -13,6 +15,12 @@ use crate::{Error, Result};
 /// Endings (in lower case) of the files that count as images.
 const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
+/// Endings of pictures that are not read, and so are named instead of passed over.
+const OTHER_ENDINGS: [&str; 14] = [
+    "bmp", "gif", "tif", "tiff", "jfif", "jpe", "jp2", "jxl", "avif", "heic", "heif", "ppm", "tga",
+    "exr",
+];
+
 /// How many files a message lists.
 const LISTED: usize = 20;
 
@@ -22,10 +30,8 @@ pub(super) struct Folder {
     root: PathBuf,
     files: Vec<PathBuf>,
     size: [usize; 2],
-    /// Files of a lossy format, and one of them.
-    lossy: (usize, Option<PathBuf>),
-    /// Files that are not 8-bit RGB, and one of them.
-    converted: (usize, Option<PathBuf>),
+    /// What to know of them before quoting a number.
+    warnings: Vec<String>,
 }
 
 /// A file that cannot be read, and why.
@@ -34,24 +40,64 @@ pub(crate) type Unread = (PathBuf, String);
 /// What the first bytes of a file tell.
 struct Head {
     size: [usize; 2],
-    lossy: bool,
-    rgb: bool,
+    lossy: Option<Lossy>,
+    color: ColorType,
+}
+
+/// Formats that lose something.
+#[derive(Clone, Copy, PartialEq)]
+enum Lossy {
+    Jpeg,
+    WebP,
+}
+
+/// What lies below a folder.
+#[derive(Default)]
+struct Found {
+    files: Vec<PathBuf>,
+    /// Pictures in formats that are not read.
+    others: Vec<PathBuf>,
+    /// Folders that were reached a second time, by a link.
+    again: Vec<PathBuf>,
+    /// The folders themselves, without links.
+    seen: BTreeSet<PathBuf>,
 }
 
 impl Folder {
     /// Lists the images below `root` and reads the head of each.
     pub(super) fn open(root: &Path) -> Result<Self> {
-        let mut files = Vec::new();
-        collect(root, &mut files)?;
-        if files.is_empty() {
+        let found = Found::below(root)?;
+        if found.files.is_empty() {
+            let others = match found.others.first() {
+                Some(one) => format!(
+                    "; the {} pictures in other formats (such as {}) are not read, save them as PNG",
+                    found.others.len(),
+                    one.display()
+                ),
+                None => String::new(),
+            };
             return Err(Error::file(
                 root,
                 format!(
-                    "has no image ({}), also not in deeper folders",
+                    "has no image ({}), also not in deeper folders{others}",
                     ENDINGS.join(", ")
                 ),
             ));
         }
+        Self::of(root, found)
+    }
+
+    /// The same, or `None` if there is no image.
+    pub(super) fn find(root: &Path) -> Result<Option<Self>> {
+        let found = Found::below(root)?;
+        match found.files.is_empty() {
+            true => Ok(None),
+            false => Self::of(root, found).map(Some),
+        }
+    }
+
+    fn of(root: &Path, found: Found) -> Result<Self> {
+        let files = &found.files;
         let heads: Vec<std::result::Result<Head, String>> =
             files.par_iter().map(|path| head(path)).collect();
         let failures: Vec<Unread> = files
@@ -61,15 +107,8 @@ impl Folder {
             .collect();
         unreadable(root, &failures)?;
         let mut sizes: BTreeMap<[usize; 2], (usize, &Path)> = BTreeMap::new();
-        let (mut lossy, mut converted) = ((0, None), (0, None));
         for (path, head) in files.iter().zip(heads.iter().flatten()) {
             sizes.entry(head.size).or_insert((0, path)).0 += 1;
-            for (count, counted) in [(&mut lossy, head.lossy), (&mut converted, !head.rgb)] {
-                if counted {
-                    count.0 += 1;
-                    count.1.get_or_insert_with(|| path.clone());
-                }
-            }
         }
         if sizes.len() > 1 {
             let all: Vec<String> = sizes
@@ -87,12 +126,12 @@ impl Folder {
             ));
         }
         let size = sizes.keys().next().copied().unwrap_or_default();
+        let warnings = found.warnings(&heads.into_iter().flatten().collect::<Vec<_>>());
         Ok(Self {
             root: root.to_path_buf(),
-            files,
+            files: found.files,
             size,
-            lossy,
-            converted,
+            warnings,
         })
     }
 
@@ -106,28 +145,7 @@ impl Folder {
 
     /// What to know before quoting a number.
     pub(super) fn warnings(&self) -> Vec<String> {
-        let example = |path: &Option<PathBuf>| {
-            path.as_ref()
-                .map(|p| p.display().to_string())
-                .unwrap_or_default()
-        };
-        let n = self.files.len();
-        let mut all = Vec::new();
-        if self.lossy.0 > 0 {
-            all.push(format!(
-                "{} of {n} images are JPEG (such as {}): lossy compression moves the FID by points; save the images as PNG, unless the reference was made from JPEG the same way",
-                self.lossy.0,
-                example(&self.lossy.1)
-            ));
-        }
-        if self.converted.0 > 0 {
-            all.push(format!(
-                "{} of {n} images are not 8-bit RGB (such as {}): grey became three equal channels, transparency was dropped",
-                self.converted.0,
-                example(&self.converted.1)
-            ));
-        }
-        all
+        self.warnings.clone()
     }
 
     /// SHA-256 over the relative names and contents of all files.
@@ -207,8 +225,13 @@ fn head(path: &Path) -> std::result::Result<Head, String> {
     let reader = ImageReader::open(path)
         .and_then(ImageReader::with_guessed_format)
         .map_err(|e| e.to_string())?;
-    // WebP may be lossy or not; its head does not say so here.
-    let lossy = reader.format() == Some(ImageFormat::Jpeg);
+    let lossy = match reader.format() {
+        Some(ImageFormat::Jpeg) => Some(Lossy::Jpeg),
+        Some(ImageFormat::WebP) if lossy_webp(path).map_err(|e| e.to_string())? => {
+            Some(Lossy::WebP)
+        }
+        _ => None,
+    };
     let decoder = reader.into_decoder().map_err(|e| e.to_string())?;
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
@@ -217,33 +240,131 @@ fn head(path: &Path) -> std::result::Result<Head, String> {
     Ok(Head {
         size: [height as usize, width as usize],
         lossy,
-        rgb: decoder.color_type() == ColorType::Rgb8,
+        color: decoder.color_type(),
     })
 }
 
-/// Images below `folder`, sorted; names that begin with a dot are left out.
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let list = || -> std::io::Result<Vec<PathBuf>> {
-        std::fs::read_dir(folder)?
-            .map(|entry| Ok(entry?.path()))
-            .collect()
-    };
-    let mut paths = list()
-        .map_err(|e| Error::file(folder, format!("cannot be read as a folder of images: {e}")))?;
-    paths.retain(|p| {
-        p.file_name()
-            .is_some_and(|name| !name.to_string_lossy().starts_with('.'))
-    });
-    paths.sort();
-    for path in paths {
-        if path.is_dir() {
-            collect(&path, files)?;
-        } else if path
-            .extension()
-            .is_some_and(|e| ENDINGS.contains(&e.to_string_lossy().to_lowercase().as_str()))
-        {
-            files.push(path);
+/// Whether a WebP's pixels are a chunk `VP8 ` (lossy) and not `VP8L` (lossless); of an animation the first decides.
+fn lossy_webp(path: &Path) -> std::io::Result<bool> {
+    let mut file = BufReader::new(File::open(path)?);
+    file.seek(SeekFrom::Start(12))?; // RIFF, size, WEBP
+    let mut chunk = [0u8; 8];
+    // A few chunks stand before the pixels: VP8X, ICCP, ANIM, ALPH.
+    for _ in 0..16 {
+        if file.read_exact(&mut chunk).is_err() {
+            break;
+        }
+        let [a, b, c, d, size @ ..] = chunk;
+        match &[a, b, c, d] {
+            b"VP8 " => return Ok(true),
+            b"VP8L" => return Ok(false),
+            b"ANMF" => file.seek_relative(16)?, // the frame's own chunks follow
+            _ => {
+                let size = i64::from(u32::from_le_bytes(size));
+                file.seek_relative(size + size % 2)?;
+            }
         }
     }
-    Ok(())
+    Ok(false)
+}
+
+impl Found {
+    fn below(root: &Path) -> Result<Self> {
+        let mut found = Self::default();
+        found.collect(root)?;
+        Ok(found)
+    }
+
+    /// Images below `folder`, sorted; names that begin with a dot are left out, and no folder is read twice, so that links
+    /// in a circle end.
+    fn collect(&mut self, folder: &Path) -> Result<()> {
+        let failed = |e: std::io::Error| {
+            Error::file(folder, format!("cannot be read as a folder of images: {e}"))
+        };
+        if !self.seen.insert(folder.canonicalize().map_err(failed)?) {
+            self.again.push(folder.to_path_buf());
+            return Ok(());
+        }
+        let list = || -> std::io::Result<Vec<PathBuf>> {
+            std::fs::read_dir(folder)?
+                .map(|entry| Ok(entry?.path()))
+                .collect()
+        };
+        let mut paths = list().map_err(failed)?;
+        paths.retain(|p| {
+            p.file_name()
+                .is_some_and(|name| !name.to_string_lossy().starts_with('.'))
+        });
+        paths.sort();
+        for path in paths {
+            if path.is_dir() {
+                self.collect(&path)?;
+                continue;
+            }
+            let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+            match ending.as_deref() {
+                Some(ending) if ENDINGS.contains(&ending) => self.files.push(path),
+                Some(ending) if OTHER_ENDINGS.contains(&ending) => self.others.push(path),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What to know of the images, whose heads these are.
+    fn warnings(&self, heads: &[Head]) -> Vec<String> {
+        let n = self.files.len();
+        let mut all = Vec::new();
+        let mut say = |kind: &dyn Fn(&Head) -> bool, what: &str, then: &str| {
+            let mut of_kind = self.files.iter().zip(heads).filter(|(_, head)| kind(head));
+            if let Some((example, _)) = of_kind.next() {
+                all.push(format!(
+                    "{} of {n} images are {what} (such as {}): {then}",
+                    1 + of_kind.count(),
+                    example.display()
+                ));
+            }
+        };
+        let then = "lossy compression moves the FID by points; save the images as PNG, unless the reference was made from such files the same way";
+        say(&|head| head.lossy == Some(Lossy::Jpeg), "JPEG", then);
+        say(&|head| head.lossy == Some(Lossy::WebP), "lossy WebP", then);
+        // Grey may be transparent and 16-bit too, so a file is named once for each.
+        let is = |head: &Head| {
+            (
+                !head.color.has_color(),
+                head.color.has_alpha(),
+                u16::from(head.color.bytes_per_pixel()) > u16::from(head.color.channel_count()),
+            )
+        };
+        say(
+            &|head| is(head).0,
+            "not 8-bit RGB but grey",
+            "grey became three equal channels",
+        );
+        say(
+            &|head| is(head).1,
+            "not 8-bit RGB but transparent",
+            "transparency was dropped",
+        );
+        say(
+            &|head| is(head).2,
+            "not 8-bit RGB but of more bits",
+            "their values were rounded to 8 bits",
+        );
+        if let Some(one) = self.others.first() {
+            all.push(format!(
+                "{} pictures in other formats (such as {}) lie beside the {n} images and are left out; save them as PNG if they belong to the set",
+                self.others.len(),
+                one.display()
+            ));
+        }
+        if let Some(one) = self.again.first() {
+            all.push(format!(
+                "{} folders are linked more than once (such as {}): each was read once",
+                self.again.len(),
+                one.display()
+            ));
+        }
+        all
+    }
 }

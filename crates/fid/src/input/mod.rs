@@ -21,8 +21,9 @@ pub use npz::Npz;
 /// Name of the array of images in ADM's files.
 pub(crate) const IMAGES: &str = "arr_0";
 
-/// What `tinyfusion sample` writes into its folder.
+/// What `tinyfusion sample` writes into its folder, and what says that it did.
 const SAMPLES: &str = "samples.npz";
+const RECORD: &str = "sample.json";
 
 /// A set of images of one size: a folder of PNG, JPEG and WebP files, or an `.npz` with `arr_0` (N, H, W, 3) uint8 as
 /// ADM's evaluator and `tinyfusion sample` write it. Nothing but heads and headers is read until it is asked for.
@@ -32,6 +33,7 @@ pub struct ImageSet {
     kind: Kind,
     len: usize,
     size: [usize; 2],
+    warnings: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -49,7 +51,8 @@ pub(crate) enum Batch {
 }
 
 impl ImageSet {
-    /// Opens a folder of images, an `.npz`, or a folder with `samples.npz` in it.
+    /// Opens a folder of images, an `.npz`, or the folder of `tinyfusion sample`: its `samples.npz`, beside which
+    /// `sample.json` lies. Without that the `.npz` is taken only where the folder has no images, with a warning.
     ///
     /// # Errors
     /// When there is no image, an image's head cannot be read (all such files are listed), the images are of several
@@ -59,15 +62,27 @@ impl ImageSet {
         if path.is_dir() {
             let samples = path.join(SAMPLES);
             if samples.is_file() {
-                return Self::open(samples);
+                if path.join(RECORD).is_file() {
+                    return Self::open(samples);
+                }
+                // Whose it is nobody says, and what else lies there may be other images.
+                let Some(folder) = Folder::find(path)? else {
+                    let mut set = Self::open(samples)?;
+                    set.warnings.push(format!(
+                        "{}: no {RECORD} lies beside {SAMPLES}, so it may be of something else than `tinyfusion sample`",
+                        path.display()
+                    ));
+                    return Ok(set);
+                };
+                let mut set = Self::of_folder(path, folder);
+                set.warnings.push(format!(
+                    "{}: the {} images of the folder are taken, not the {SAMPLES} among them; give that file itself if it is meant",
+                    path.display(),
+                    set.len
+                ));
+                return Ok(set);
             }
-            let folder = Folder::open(path)?;
-            return Ok(Self {
-                path: path.to_path_buf(),
-                len: folder.len(),
-                size: folder.size(),
-                kind: Kind::Folder(folder),
-            });
+            return Ok(Self::of_folder(path, Folder::open(path)?));
         }
         let (len, size) = Npz::open(path)?.image_shape(IMAGES)?;
         Ok(Self {
@@ -75,7 +90,18 @@ impl ImageSet {
             kind: Kind::Npz,
             len,
             size,
+            warnings: Vec::new(),
         })
+    }
+
+    fn of_folder(path: &Path, folder: Folder) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            len: folder.len(),
+            size: folder.size(),
+            warnings: folder.warnings(),
+            kind: Kind::Folder(folder),
+        }
     }
 
     /// Where it is.
@@ -100,16 +126,13 @@ impl ImageSet {
 
     /// What to know before quoting a number.
     pub fn warnings(&self) -> Vec<String> {
-        match &self.kind {
-            Kind::Npz => Vec::new(),
-            Kind::Folder(folder) => folder.warnings(),
-        }
+        self.warnings.clone()
     }
 
     /// SHA-256 of the content: of the file, or over the names and contents of all files of a folder.
     pub fn sha256(&self) -> Result<String> {
         match &self.kind {
-            Kind::Npz => sha256_file(&self.path),
+            Kind::Npz => file_sha256(&self.path),
             Kind::Folder(folder) => folder.sha256(),
         }
     }
@@ -120,6 +143,11 @@ impl ImageSet {
         batch: usize,
         take: &mut dyn FnMut(Batch) -> Result<()>,
     ) -> Result<()> {
+        if batch == 0 {
+            return Err(Error::Config(
+                "images are handed out in batches of 0; expected at least 1".into(),
+            ));
+        }
         if let Kind::Folder(_) = self.kind {
             return crate::features::ranges(self.len, batch)
                 .try_for_each(|range| take(Batch::Files(range)));
@@ -163,7 +191,11 @@ impl ImageSet {
 }
 
 /// SHA-256 of a file's content, read in pieces.
-fn sha256_file(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// When it cannot be read.
+pub fn file_sha256(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
     let failed = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"));
     let mut file = std::fs::File::open(path).map_err(failed)?;
     let mut hash = Sha256::new();

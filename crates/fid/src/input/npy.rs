@@ -11,7 +11,11 @@ const LONGEST: usize = 1 << 16;
 /// How the numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dtype {
+    Bool,
+    I8,
     U8,
+    I16,
+    U16,
     F16,
     F32,
     F64,
@@ -24,8 +28,8 @@ pub(crate) enum Dtype {
 impl Dtype {
     pub(crate) fn bytes(self) -> usize {
         match self {
-            Self::U8 => 1,
-            Self::F16 => 2,
+            Self::Bool | Self::I8 | Self::U8 => 1,
+            Self::F16 | Self::I16 | Self::U16 => 2,
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::F64 | Self::I64 | Self::U64 => 8,
         }
@@ -34,7 +38,11 @@ impl Dtype {
     /// numpy's name.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Bool => "bool",
+            Self::I8 => "int8",
             Self::U8 => "uint8",
+            Self::I16 => "int16",
+            Self::U16 => "uint16",
             Self::F16 => "float16",
             Self::F32 => "float32",
             Self::F64 => "float64",
@@ -107,6 +115,10 @@ impl Header {
             .ok_or_else(|| bad("a plain descr"))?;
         let dtype = match descr {
             "|u1" | "<u1" | ">u1" | "u1" => Dtype::U8,
+            "|b1" => Dtype::Bool,
+            "|i1" => Dtype::I8,
+            "<i2" => Dtype::I16,
+            "<u2" => Dtype::U16,
             "<f2" => Dtype::F16,
             "<f4" => Dtype::F32,
             "<f8" => Dtype::F64,

@@ -18,11 +18,13 @@ const LARGEST: usize = 4 << 30;
 trait Source: Read + Seek + Send {}
 impl<T: Read + Seek + Send> Source for T {}
 
-/// An open `.npz` with the headers of its arrays read and checked against their sizes.
+/// An open `.npz` with the headers of its arrays read and checked against their sizes. An array that cannot be read is
+/// an error when it is asked for: others of the file do not suffer from it.
 pub struct Npz {
     path: PathBuf,
     archive: ZipArchive<Box<dyn Source>>,
-    arrays: BTreeMap<String, Array>,
+    /// By name; or why one cannot be read.
+    arrays: BTreeMap<String, std::result::Result<Array, String>>,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Npz {
     /// Opens the file `path`.
     ///
     /// # Errors
-    /// When it is no zip archive, or an array's header is malformed or claims other sizes than the archive.
+    /// When it is no zip archive.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file =
@@ -65,28 +67,13 @@ impl Npz {
             .map_err(|e| failed(format!("not a readable .npz (a zip archive): {e}")))?;
         let mut arrays = BTreeMap::new();
         for member in 0..archive.len() {
-            let mut file = archive
-                .by_index(member)
-                .map_err(|e| failed(format!("a damaged .npz: {e}")))?;
-            let name = file
-                .name()
-                .map_err(|e| failed(format!("a damaged .npz: {e}")))?
-                .into_owned();
-            let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else {
-                continue;
-            };
-            let size = file.size();
-            let array = Header::read(&mut file)
-                .and_then(|header| {
-                    let bytes = header.data_bytes(size)?;
-                    Ok(Array {
-                        member,
-                        header,
-                        bytes,
-                    })
-                })
-                .map_err(|e| failed(format!("array `{name}`: {e}")))?;
-            arrays.insert(name, array);
+            let name = archive
+                .name_for_index(member)
+                .and_then(|name| name.ok())
+                .and_then(|name| Some(name.strip_suffix(".npy")?.to_owned()));
+            if let Some(name) = name {
+                arrays.insert(name, array(&mut archive, member));
+            }
         }
         Ok(Self {
             path: path.to_path_buf(),
@@ -121,37 +108,26 @@ impl Npz {
     }
 
     fn array(&self, name: &str) -> Result<&Array> {
-        self.arrays.get(name).ok_or_else(|| {
-            let all: Vec<&str> = self.names().collect();
-            self.fail(format!(
-                "has no array `{name}`; it has [{}]",
-                all.join(", ")
-            ))
-        })
+        match self.arrays.get(name) {
+            Some(Ok(array)) => Ok(array),
+            Some(Err(why)) => Err(self.fail(format!("array `{name}`: {why}"))),
+            None => {
+                let all: Vec<&str> = self.names().collect();
+                Err(self.fail(format!(
+                    "has no array `{name}`; it has [{}]",
+                    all.join(", ")
+                )))
+            }
+        }
     }
 
     /// Shape and values, row-major, of an array of floating-point numbers; all finite.
     pub fn floats(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f64>)> {
         let (shape, dtype, data) = self.whole(name)?;
         let values: Vec<f64> = match dtype {
-            Dtype::F16 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f16::from_le_bytes(*b).to_f64())
-                .collect(),
-            Dtype::F32 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b).into())
-                .collect(),
-            Dtype::F64 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f64::from_le_bytes(*b))
-                .collect(),
+            Dtype::F16 => each(&data, |b| f16::from_le_bytes(b).to_f64()),
+            Dtype::F32 => each(&data, |b| f32::from_le_bytes(b).into()),
+            Dtype::F64 => each(&data, f64::from_le_bytes),
             other => {
                 let found = other.name();
                 return Err(self.fail(format!(
@@ -168,29 +144,50 @@ impl Npz {
         Ok((shape, values))
     }
 
+    /// A matrix (N, D) of floating-point numbers in f32, row-major, with N and D; neither is zero.
+    pub fn matrix(&mut self, name: &str) -> Result<(Vec<f32>, [usize; 2])> {
+        let (shape, values) = self.floats(name)?;
+        match shape[..] {
+            [rows, columns] if rows > 0 && columns > 0 => Ok((
+                values.into_iter().map(|v| v as f32).collect(),
+                [rows, columns],
+            )),
+            _ => Err(self.fail(format!(
+                "`{name}` is {shape:?}, expected floating-point numbers (N, D)"
+            ))),
+        }
+    }
+
+    /// The one number of an array, whatever its type.
+    pub fn number(&mut self, name: &str) -> Result<f64> {
+        let floating = matches!(
+            self.array(name)?.header.dtype,
+            Dtype::F16 | Dtype::F32 | Dtype::F64
+        );
+        let (shape, values) = match floating {
+            true => self.floats(name)?,
+            false => {
+                let (shape, values) = self.integers(name)?;
+                (shape, values.into_iter().map(|v| v as f64).collect())
+            }
+        };
+        match values[..] {
+            [value] => Ok(value),
+            _ => Err(self.fail(format!("`{name}` is {shape:?}, expected one number"))),
+        }
+    }
+
     /// Shape and values, row-major, of an array of integers.
     pub fn integers(&mut self, name: &str) -> Result<(Vec<usize>, Vec<i64>)> {
         let (shape, dtype, data) = self.whole(name)?;
         let values = match dtype {
-            Dtype::U8 => data.iter().map(|&b| b.into()).collect(),
-            Dtype::I32 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| i32::from_le_bytes(*b).into())
-                .collect(),
-            Dtype::U32 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| u32::from_le_bytes(*b).into())
-                .collect(),
-            Dtype::I64 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| i64::from_le_bytes(*b))
-                .collect(),
+            Dtype::I8 => each(&data, |[b]| i8::from_le_bytes([b]).into()),
+            Dtype::U8 => each(&data, |[b]| b.into()),
+            Dtype::I16 => each(&data, |b| i16::from_le_bytes(b).into()),
+            Dtype::U16 => each(&data, |b| u16::from_le_bytes(b).into()),
+            Dtype::I32 => each(&data, |b| i32::from_le_bytes(b).into()),
+            Dtype::U32 => each(&data, |b| u32::from_le_bytes(b).into()),
+            Dtype::I64 => each(&data, i64::from_le_bytes),
             other => {
                 let found = other.name();
                 return Err(self.fail(format!("`{name}` is {found} {shape:?}, expected integers")));
@@ -289,6 +286,11 @@ impl Npz {
         take: &mut dyn FnMut(Vec<u8>) -> Result<()>,
     ) -> Result<()> {
         let (n, [height, width]) = self.image_shape(name)?;
+        if batch == 0 {
+            return Err(Error::Config(
+                "images are read in batches of 0; expected at least 1".into(),
+            ));
+        }
         let image = height * width * 3;
         if self.array(name)?.header.fortran {
             let (_, data) = self.bytes(name)?;
@@ -319,6 +321,29 @@ impl Npz {
             .map_err(|e| Error::file(&path, format!("`{name}` cannot be read: {e}")))?;
         Ok(())
     }
+}
+
+/// The header of a member, which fits the member's size.
+fn array(
+    archive: &mut ZipArchive<Box<dyn Source>>,
+    member: usize,
+) -> std::result::Result<Array, String> {
+    let mut file = archive
+        .by_index(member)
+        .map_err(|e| format!("a damaged .npz: {e}"))?;
+    let size = file.size();
+    let header = Header::read(&mut file)?;
+    let bytes = header.data_bytes(size)?;
+    Ok(Array {
+        member,
+        header,
+        bytes,
+    })
+}
+
+/// The values of consecutive `BYTES` bytes.
+fn each<const BYTES: usize, T>(data: &[u8], value: impl Fn([u8; BYTES]) -> T) -> Vec<T> {
+    data.as_chunks().0.iter().map(|b| value(*b)).collect()
 }
 
 /// Columns-first data in row-major order.

@@ -13,6 +13,7 @@ use activation::Activation;
 use conv::{Conv, Shape};
 use pool::{Pool, halved, max_stride_2, same_size};
 
+pub(crate) use activation::forget_spares;
 pub use resize::resize;
 
 /// Added to the variance by every batch normalisation of this graph (not PyTorch's default of 1e-5).
@@ -150,7 +151,7 @@ impl Inception {
         x.values.copy_from_slice(pool);
         let mut out = Activation::new([1, 1], layers::CLASSES, [0, 0]);
         self.fc.run(&x, &mut out, 0);
-        out.values
+        std::mem::take(&mut out.values)
     }
 
     fn layer(&self, name: &str) -> &Conv {

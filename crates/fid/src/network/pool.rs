@@ -18,13 +18,19 @@ pub(crate) fn max_stride_2(x: &Activation, out: &mut Activation, first: usize) {
                         for (sum, &value) in
                             sums.iter_mut().zip(x.pixel(2 * y + dy, 2 * column + dx))
                         {
-                            *sum = if value > *sum { value } else { *sum };
+                            *sum = maximum(*sum, value);
                         }
                     }
                 }
             }
         },
     );
+}
+
+/// The larger one; NaN if one is, so that damage shows in the features.
+#[inline(always)]
+fn maximum(a: f32, b: f32) -> f32 {
+    if b > a || b.is_nan() { b } else { a }
 }
 
 /// Height and width of [`max_stride_2`].
@@ -54,8 +60,9 @@ pub(crate) fn same_size(x: &Activation, pool: Pool) -> Activation {
                     let count = (rows.len() * columns.len()) as f32;
                     let at = out.at(y, column);
                     let sums = &mut out.values[at..][..x.channels];
-                    if pool == Pool::Max {
-                        sums.copy_from_slice(x.pixel(y, column));
+                    match pool {
+                        Pool::Max => sums.copy_from_slice(x.pixel(y, column)),
+                        Pool::Mean => sums.fill(0.0),
                     }
                     for (y, column) in rows.flat_map(|y| columns.clone().map(move |c| (y, c))) {
                         let window = x.pixel(y, column);
@@ -67,7 +74,7 @@ pub(crate) fn same_size(x: &Activation, pool: Pool) -> Activation {
                             }
                             Pool::Max => {
                                 for (sum, &value) in sums.iter_mut().zip(window) {
-                                    *sum = if value > *sum { value } else { *sum };
+                                    *sum = maximum(*sum, value);
                                 }
                             }
                         }
@@ -82,4 +89,29 @@ pub(crate) fn same_size(x: &Activation, pool: Pool) -> Activation {
         },
     );
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A comparison with NaN is false, so that it is easily lost.
+    #[test]
+    fn not_a_number_goes_through_every_pool() {
+        for at in 0..25 {
+            let mut x = Activation::new([5, 5], 1, [0, 0]);
+            x.values
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, v)| *v = i as f32);
+            x.values[at] = f32::NAN;
+            let mut out = Activation::new(halved(x.size()), 1, [0, 0]);
+            max_stride_2(&x, &mut out, 0);
+            assert!(out.values.iter().any(|v| v.is_nan()), "{at}");
+            for pool in [Pool::Mean, Pool::Max] {
+                let out = same_size(&x, pool);
+                assert!(out.values[at].is_nan(), "{at} {pool:?}");
+            }
+        }
+    }
 }

@@ -5,11 +5,13 @@ mod torch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use half::{bf16, f16};
 use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
 
-use crate::hash::sha256;
+use crate::hash::{hex, sha256};
 use crate::{Error, Result};
 
 /// SHA-256 of the public weight files of this network.
@@ -35,6 +37,7 @@ pub type Values<T> = (Vec<usize>, Vec<T>);
 pub struct Weights {
     source: PathBuf,
     sha256: String,
+    content: OnceLock<String>,
     tensors: BTreeMap<String, Values<f32>>,
 }
 
@@ -113,6 +116,7 @@ impl Weights {
         Ok(Self {
             source: source.to_path_buf(),
             sha256: String::new(),
+            content: OnceLock::new(),
             tensors,
         })
     }
@@ -120,6 +124,29 @@ impl Weights {
     /// SHA-256 of the file, in lower-case hexadecimal; empty if there was none.
     pub fn sha256(&self) -> &str {
         &self.sha256
+    }
+
+    /// SHA-256 over the tensors themselves, in f32 and sorted by name: the same for the same values in any container.
+    ///
+    /// Of each tensor: the length of its name in bytes, the name, the number of its sides, the sides (each number as 8
+    /// bytes, little-endian), then its values, row-major, 4 bytes each.
+    pub fn content_sha256(&self) -> &str {
+        self.content.get_or_init(|| {
+            let mut hash = Sha256::new();
+            for (name, (shape, values)) in &self.tensors {
+                hash.update((name.len() as u64).to_le_bytes());
+                hash.update(name);
+                hash.update((shape.len() as u64).to_le_bytes());
+                for &side in shape {
+                    hash.update((side as u64).to_le_bytes());
+                }
+                for values in values.chunks(1 << 12) {
+                    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                    hash.update(&bytes);
+                }
+            }
+            hex(hash)
+        })
     }
 
     /// Which public file this is, if it is one.

@@ -1,9 +1,9 @@
 //! Bad input gets an error that says what was expected, what was found and what to do.
 
 use tinyfusion_fid::{
-    Accumulator, Config, Error, FeatureMatrix, Gaussian, KidConfig, PrecisionRecallConfig,
-    Reference, Splits, Statistics, evaluate, frechet_distance, inception_score, kid,
-    kid_of_subsets, kid_subsets, precision_recall,
+    Accumulator, Config, Error, FeatureMatrix, Gaussian, Given, KidConfig, PrecisionRecallConfig,
+    Splits, Statistics, evaluate, frechet_distance, inception_score, kid, kid_of_subsets,
+    kid_subsets, precision_recall,
 };
 
 fn features(values: &[f32], columns: usize) -> FeatureMatrix<'_> {
@@ -77,7 +77,7 @@ fn dimensions() {
         &["logits", "4", "3"],
     );
     let statistics = Statistics::of(three).unwrap();
-    let both = Reference::Both {
+    let both = Given::Both {
         statistics: &statistics,
         features: four,
     };

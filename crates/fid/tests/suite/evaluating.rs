@@ -1,7 +1,7 @@
 //! `evaluate`: the same numbers as the single metrics, what is left out, and the warnings.
 
 use tinyfusion_fid::{
-    Config, Gaussian, KidConfig, Metrics, PrecisionRecallConfig, Reference, Splits, Statistics,
+    Config, Error, Gaussian, Given, KidConfig, Metrics, PrecisionRecallConfig, Splits, Statistics,
     evaluate, frechet_distance, inception_score, kid, precision_recall,
 };
 
@@ -49,10 +49,11 @@ fn golden_evaluate_agrees_with_the_metrics() {
     let distance = kid(samples.view(), reference.view(), &config.kid.unwrap()).unwrap();
     assert_eq!(
         (found.kid, found.kid_std),
-        (Some(distance.mean), Some(distance.std))
+        (Some(distance.mean), distance.std)
     );
     assert_eq!(found.n_reference, Some(reference.rows as u64));
-    assert_eq!(found.n_samples, samples.rows as u64);
+    assert_eq!(found.n_samples, Some(samples.rows as u64));
+    assert_eq!(found.n_sample_features, samples.rows as u64);
     assert_eq!(found.fid_label(), format!("FID-{}", samples.rows));
 
     let json = serde_json::to_string(&found).unwrap();
@@ -96,11 +97,11 @@ fn statistics_alone_give_only_the_distance() {
 
     // Statistics of one set and features of another: each metric takes its own.
     let other = scatter(25, 3);
-    let both = Reference::Both {
+    let both = Given::Both {
         statistics: &statistics,
         features: other.view(),
     };
-    let with_both = evaluate(both, samples.view(), None, &Config::default()).unwrap();
+    let with_both = evaluate(both, samples.view(), None, &small_kid(20)).unwrap();
     assert_eq!(with_both.fid, found.fid);
     let expected = precision_recall(
         other.view(),
@@ -124,13 +125,13 @@ fn statistics_alone_give_only_the_distance() {
 
 #[test]
 fn warnings_about_size() {
-    let small = evaluate(
-        scatter(30, 8).view(),
-        scatter(8, 8).view(),
-        None,
-        &Config::default(),
-    )
-    .unwrap();
+    let (config, said) = Config::default().fitted(8);
+    assert!(
+        said.unwrap()
+            .contains("KID uses subsets of 8 rows instead of 1000")
+    );
+    assert_eq!(config.kid.unwrap().subset_size, 8);
+    let small = evaluate(scatter(30, 8).view(), scatter(8, 8).view(), None, &config).unwrap();
     assert!(warned(
         &small,
         "samples: 8 rows for 8 features: the covariance is rank-deficient"
@@ -139,8 +140,6 @@ fn warnings_about_size() {
         &small,
         "reference: 30 rows: the Fréchet distance is biased upwards"
     ));
-    assert!(warned(&small, "KID uses subsets of 8 rows instead of 1000"));
-    assert_eq!(small.config.kid.unwrap().subset_size, 8);
     let quiet = Config {
         inception_score: None,
         precision_recall: None,
@@ -155,6 +154,72 @@ fn warnings_about_size() {
     .unwrap();
     assert_eq!(large.warnings, Vec::<String>::new());
     assert_eq!((large.precision, large.kid), (None, None));
+}
+
+fn small_kid(subset_size: usize) -> Config {
+    Config {
+        kid: Some(KidConfig {
+            subset_size,
+            ..KidConfig::default()
+        }),
+        ..Config::default()
+    }
+}
+
+/// torch-fidelity's rule: a subset larger than a set is an error, and all of both sets is one subset without a spread.
+#[test]
+fn kid_of_small_sets() {
+    let (reference, samples) = (scatter(20, 3), scatter(20, 3));
+    let error = evaluate(reference.view(), samples.view(), None, &small_kid(21)).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::TooFewRows {
+                expected: 21,
+                found: 20,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let found = evaluate(reference.view(), samples.view(), None, &small_kid(20)).unwrap();
+    assert!(found.kid.is_some() && found.kid_std.is_none(), "{found:?}");
+    let alone = kid(
+        samples.view(),
+        reference.view(),
+        &small_kid(20).kid.unwrap(),
+    )
+    .unwrap();
+    assert_eq!(alone.subsets.len(), 1);
+    // A larger side is drawn from, so the subsets differ.
+    let larger = scatter(30, 3);
+    let found = kid(larger.view(), reference.view(), &small_kid(20).kid.unwrap()).unwrap();
+    assert_eq!(found.subsets.len(), 100);
+    assert!(found.std.unwrap() > 0.0);
+}
+
+/// Samples may be statistics, too (ADM's rule for both files): the distance is there, and nothing else.
+#[test]
+fn samples_may_be_statistics() {
+    let (reference, samples) = (scatter(30, 3), scatter(20, 3));
+    let statistics = Statistics::of(samples.view()).unwrap();
+    let found = evaluate(reference.view(), &statistics, None, &Config::default()).unwrap();
+    let whole = evaluate(reference.view(), samples.view(), None, &small_kid(20)).unwrap();
+    assert!((found.fid - whole.fid).abs() <= 1e-12 * whole.frechet.trace_first);
+    assert_eq!((found.n_samples, found.n_sample_features), (Some(20), 0));
+    assert_eq!((found.precision, found.kid), (None, None));
+    assert!(warned(
+        &found,
+        "the samples have statistics but no features"
+    ));
+    let unknown = Statistics::from_parts(
+        None,
+        statistics.mean().to_vec(),
+        statistics.covariance().to_vec(),
+    )
+    .unwrap();
+    let found = evaluate(reference.view(), &unknown, None, &Config::default()).unwrap();
+    assert_eq!((found.n_samples, found.fid_label().as_str()), (None, "FID"));
 }
 
 #[test]

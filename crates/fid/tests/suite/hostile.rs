@@ -3,8 +3,9 @@
 
 use std::path::PathBuf;
 
-use tinyfusion_fid::{FeatureSet, Npz, StoredStatistics, Weights, read_tensors};
+use tinyfusion_fid::{FeatureSet, read_tensors};
 
+use crate::fuzzed::{npz, weights};
 use crate::golden_file::folder;
 
 /// The golden files of one reader, and what was found to break it once (`tests/hostile`).
@@ -22,22 +23,6 @@ fn corpus(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
         .into_iter()
         .map(|p| (p.clone(), std::fs::read(p).unwrap()))
         .collect()
-}
-
-/// What the fuzz target `npz` does.
-fn npz(bytes: &[u8]) {
-    let Ok(mut file) = Npz::parse(bytes.to_vec(), "fuzz") else {
-        return;
-    };
-    drop(StoredStatistics::read(&mut file));
-    drop(file.integers("arr_1"));
-    drop(file.for_each_batch("arr_0", 16, &mut |_| Ok(())));
-}
-
-/// What the fuzz target `weights` does.
-fn weights(bytes: &[u8]) {
-    drop(read_tensors(bytes));
-    drop(Weights::parse(bytes, "fuzz").and_then(|w| w.check_inception()));
 }
 
 fn damaged(bytes: &[u8], round: u64) -> Vec<u8> {

@@ -231,7 +231,7 @@ proptest! {
         }
         let found = kid_of_subsets(a.view(), b.view(), &rows, &others).unwrap();
         close("mmd", found.mean, within - between, 0.0, 1e-12 * (size + within.abs()));
-        prop_assert_eq!(found.std, 0.0);
+        prop_assert_eq!(found.std, None);
     }
 
     #[test]
@@ -315,4 +315,58 @@ fn collapsed_samples() {
             .round(),
         1.0
     );
+}
+
+/// Matrices large enough that products and decompositions are divided among the threads: last digits may differ, 1e-10
+/// (relative) must not.
+#[test]
+fn threads_change_the_distance_in_its_last_digits_at_most() {
+    let set = |rows: usize, seed: usize| {
+        let columns = 384;
+        let value = |i: usize| {
+            let mixed = (i + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            (mixed >> 40) as f32 / 16_777_216.0 + 0.1 * (i % columns % 7) as f32
+        };
+        Matrix {
+            values: (0..rows * columns).map(value).collect(),
+            rows,
+            columns,
+        }
+    };
+    // More rows than columns, and fewer.
+    for (a, b) in [
+        (set(1500, 1), set(1100, 7_000_003)),
+        (set(300, 1), set(250, 9)),
+    ] {
+        let judged = || {
+            let stored = [&a, &b]
+                .map(|x| Gaussian::from_statistics(&Statistics::of(x.view()).unwrap()).unwrap());
+            let config = KidConfig {
+                subsets: 7,
+                subset_size: 200,
+                seed: 1,
+            };
+            let found = precision_recall(a.view(), b.view(), &PrecisionRecallConfig::default());
+            let found = found.unwrap();
+            [
+                distance(&a, &b),
+                frechet_distance(&stored[0], &stored[1]).unwrap().distance,
+                kid(a.view(), b.view(), &config).unwrap().mean,
+                inception_score(a.view(), &Splits::FIDELITY).unwrap().mean,
+                found.precision,
+                found.recall,
+            ]
+        };
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            pool.build().unwrap().install(judged)
+        };
+        let one = with(1);
+        for threads in [2, 3] {
+            for (metric, (found, expected)) in with(threads).into_iter().zip(one).enumerate() {
+                let what = format!("metric {metric} of {} rows, {threads} threads", a.rows);
+                close(&what, found, expected, 1e-10, 0.0);
+            }
+        }
+    }
 }

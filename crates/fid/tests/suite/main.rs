@@ -8,6 +8,8 @@
 
 mod bad_input;
 mod evaluating;
+mod folders;
+mod fuzzed;
 mod golden_file;
 mod golden_files;
 mod golden_frechet;
@@ -16,4 +18,8 @@ mod golden_is_pr;
 mod hostile;
 mod images;
 mod laws;
+mod odd_members;
+mod pictures;
+mod sides;
+mod streams;
 mod synthetic;

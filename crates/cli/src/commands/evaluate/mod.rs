@@ -1,5 +1,6 @@
 mod classifier;
-pub(super) mod inception;
+mod inception;
+pub(super) mod network;
 
 use std::path::{Path, PathBuf};
 
@@ -17,10 +18,12 @@ use crate::output::say;
 
 /// Compare samples with a reference: FID, sFID, IS, precision, recall, KID.
 ///
-/// With --weights the features are those of Inception-v3, and the numbers agree with ADM's evaluator and
-/// torch-fidelity. The weights are the public file pt_inception-2015-12-05-6726825d.pth of pytorch-fid, as .pth or
-/// .safetensors. The reference may hold statistics (mu, sigma, mu_s, sigma_s), images (arr_0), or both, as ADM's
-/// batches do. Several samples are shards of one set, in the order given.
+/// With --weights the features are those of Inception-v3, computed as ADM's evaluator and torch-fidelity do. Every stage
+/// was checked against what those tools (or PyTorch, scipy, numpy) make of the same inputs and of weights that are a
+/// formula; the public weights were not available, so no published number has been reproduced yet. The weights are the
+/// public file pt_inception-2015-12-05-6726825d.pth of pytorch-fid, as .pth or .safetensors. Either side may hold
+/// statistics (mu, sigma, mu_s, sigma_s), images (arr_0), or both, as ADM's batches do: FID and sFID are then of the
+/// statistics, the other metrics of the images. Several samples are shards of one set, in the order given.
 ///
 /// With --classifier the features are those of the embedded classifier for `shapes`, not Inception's: the numbers
 /// compare runs of the embedded experiment with each other and nothing else. With --features both files hold
@@ -38,12 +41,12 @@ pub(crate) struct Args {
     /// An .npz with statistics or images, a folder of images, or a feature file (.safetensors); with --classifier
     /// also `shapes:N` (N held-out images); with --features an .npz with arr_0 (N, D) of floating-point numbers
     reference: String,
-    /// .npz with arr_0 (N, H, W, 3) uint8, a folder of PNG, JPEG or WebP images, the folder of `tinyfusion sample`, or
+    /// .npz with arr_0 (N, H, W, 3) uint8 or mu and sigma, a folder of PNG, JPEG or WebP images, the folder of `tinyfusion sample`, or
     /// a feature file; with --classifier only an .npz, whose arr_1 may hold labels (N,); with --features arr_0 (N, D) and, for the
     /// Inception Score, arr_1 logits (N, K)
     #[arg(required = true)]
     samples: Vec<PathBuf>,
-    /// Weight file of Inception-v3: .pth or .safetensors
+    /// Weight file of Inception-v3: .pth or .safetensors; also hub://owner/repo/file
     #[arg(long, value_name = "FILE", required_unless_present_any = ["features", "classifier"])]
     weights: Option<PathBuf>,
     /// Model directory of the classifier whose features are compared
@@ -52,13 +55,16 @@ pub(crate) struct Args {
     /// Both files hold features, not images: no network is needed
     #[arg(long, conflicts_with_all = ["classifier", "weights"])]
     features: bool,
-    /// What to compute besides the Fréchet distance
+    /// What to compute besides the Fréchet distance; what is named and cannot be computed is an error
     /// [default: all that the features allow]
     #[arg(long, value_enum, value_delimiter = ',')]
     metrics: Vec<Metric>,
     /// Whose splits the Inception Score takes [default: adm]
     #[arg(long, value_enum)]
     splits: Option<SplitsOf>,
+    /// Rows of each subset of KID, at most as many as there are images [default: 1000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    kid_subset: Option<u32>,
     /// Keep features of images here, and use them again while images and weights are the same
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["classifier", "features"])]
     cache: Option<PathBuf>,
@@ -105,7 +111,13 @@ impl Args {
             precision_recall: self
                 .wants(Metric::Pr)
                 .then(fid::PrecisionRecallConfig::default),
-            kid: self.wants(Metric::Kid).then(fid::KidConfig::default),
+            kid: self.wants(Metric::Kid).then(|| {
+                let usual = fid::KidConfig::default();
+                fid::KidConfig {
+                    subset_size: self.kid_subset.map_or(usual.subset_size, |n| n as usize),
+                    ..usual
+                }
+            }),
         }
     }
 
@@ -131,6 +143,12 @@ impl Args {
             )
             .into());
         }
+        if self.kid_subset.is_some() && !self.wants(Metric::Kid) {
+            return Err(Error::usage(
+                "--kid-subset: it is KID's, which --metrics leaves out; add `kid` there or leave --kid-subset out",
+            )
+            .into());
+        }
         if let Some(path) = &self.json {
             let read = self.samples.iter().chain(&self.weights);
             let read = read.map(PathBuf::as_path);
@@ -151,6 +169,21 @@ impl Args {
             samples.display()
         ))
         .into())
+    }
+
+    /// The settings for so many rows: KID that was named is as it was asked for, and else as the rows allow.
+    fn kid_fits(&self, rows: usize) -> Result<(Config, Option<String>)> {
+        let config = self.config();
+        match config.kid {
+            Some(kid) if self.metrics.contains(&Metric::Kid) && kid.subset_size > rows => {
+                Err(Error::usage(format!(
+                    "--metrics kid: its subsets have {} rows, and one side has only {rows}; give --kid-subset N or more rows",
+                    kid.subset_size
+                ))
+                .into())
+            }
+            _ => Ok(config.fitted(rows)),
+        }
     }
 
     fn one_sample_file(&self) -> Result<&Path> {
@@ -189,6 +222,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
                     sfid: args.wants(Metric::Sfid),
                     config: args.config(),
                     force: args.force,
+                    named: !args.metrics.is_empty(),
                 },
             };
             inception::report(&settings, stop)?
@@ -210,25 +244,44 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 fn compared(args: &Args, given: &Given) -> Result<Value> {
     let (a, b) = (given.reference.view()?, given.samples.view()?);
     let logits = given.logits.as_ref().map(Matrix::view).transpose()?;
-    let metrics = fid::evaluate(a, b, logits, &args.config())?;
-    Ok(json!({
-        "fid": metrics.fid,
-        "sfid": null,
-        "inception_score": metrics.inception_score,
-        "precision": metrics.precision,
-        "recall": metrics.recall,
-        "kid": metrics.kid,
-        "kid_std": metrics.kid_std,
-        "accuracy": given.accuracy,
-        "features": given.features,
-        "reference": args.reference,
-        "samples": args.one_sample_file()?,
-        "classifier": args.classifier,
-        "classifier_sha256": given.classifier_sha256,
-        "reference_count": a.rows(),
-        "sample_count": b.rows(),
-        "warnings": metrics.warnings,
-    }))
+    let (config, reduced) = args.kid_fits(a.rows().min(b.rows()))?;
+    let mut metrics = fid::evaluate(a, b, logits, &config)?;
+    metrics.warnings.extend(reduced);
+    let mut report = scores(&metrics);
+    report.extend([
+        ("sfid".into(), Value::Null),
+        ("accuracy".into(), json!(given.accuracy)),
+        ("features".into(), json!(given.features)),
+        ("reference".into(), json!(args.reference)),
+        ("samples".into(), json!(args.one_sample_file()?)),
+        ("classifier".into(), json!(args.classifier)),
+        ("classifier_sha256".into(), json!(given.classifier_sha256)),
+        ("warnings".into(), json!(metrics.warnings)),
+    ]);
+    Ok(Value::Object(report))
+}
+
+/// What every report says of the metrics.
+fn scores(m: &fid::Metrics) -> serde_json::Map<String, Value> {
+    serde_json::Map::from_iter([
+        ("fid".into(), json!(m.fid)),
+        ("inception_score".into(), json!(m.inception_score)),
+        ("inception_score_std".into(), json!(m.inception_score_std)),
+        ("precision".into(), json!(m.precision)),
+        ("recall".into(), json!(m.recall)),
+        ("kid".into(), json!(m.kid)),
+        ("kid_std".into(), json!(m.kid_std)),
+        ("label".into(), json!(m.fid_label())),
+        ("frechet".into(), json!(m.frechet)),
+        ("config".into(), json!(m.config)),
+        ("reference_count".into(), json!(m.n_reference)),
+        (
+            "reference_image_count".into(),
+            json!(m.n_reference_features),
+        ),
+        ("sample_count".into(), json!(m.n_samples)),
+        ("sample_image_count".into(), json!(m.n_sample_features)),
+    ])
 }
 
 /// What is compared.
@@ -272,19 +325,12 @@ struct Matrix {
 impl Matrix {
     /// Floating-point numbers (N, D), as f32.
     fn read(file: &mut Npz, name: &str) -> Result<Self> {
-        let (shape, values) = file.floats(name)?;
-        match shape[..] {
-            [rows, columns] if rows > 0 && columns > 0 => Ok(Self {
-                values: values.into_iter().map(|v| v as f32).collect(),
-                rows,
-                columns,
-            }),
-            _ => Err(Error::file(
-                file.path(),
-                format!("{name} is {shape:?}, expected floating-point numbers (N, D)"),
-            )
-            .into()),
-        }
+        let (values, [rows, columns]) = file.matrix(name)?;
+        Ok(Self {
+            values,
+            rows,
+            columns,
+        })
     }
 
     fn view(&self) -> Result<FeatureMatrix<'_>> {
