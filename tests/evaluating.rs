@@ -2,56 +2,57 @@
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
-use tinyfusion::fid::Inception;
-use tinyfusion_tests::Place;
+use tinyfusion_tests::{Place, inception_tensors};
 
 #[path = "evaluating/statistics.rs"]
 mod statistics;
 
-/// A weight file under the network's names; made once, for it has 95 MB.
+/// A weight file under the network's names. Made once for all processes and runs, for it and the others beside it have
+/// 95 MB each: a temporary folder of a process that ends its tests with `exit` would stay.
 fn weights() -> &'static str {
-    static FILE: OnceLock<(Place, String)> = OnceLock::new();
-    let (_, path) = FILE.get_or_init(|| {
-        let place = Place::new();
-        let tensors: HashMap<String, Tensor> = Inception::tensors()
-            .into_iter()
-            .map(|(name, shape)| {
-                let count: usize = shape.iter().product();
-                let width = (shape[1..].iter().product::<usize>() as f32).sqrt();
-                let wave = |i: usize| {
-                    (((i * 7919 + name.len()) % 10_007) as f32 / 10_007.0 - 0.5) / width * 4.0
-                };
-                let variance = name.ends_with("running_var");
-                let values: Vec<f32> = (0..count)
-                    .map(|i| if variance { 1.0 } else { wave(i) })
-                    .collect();
-                (
-                    name.clone(),
-                    Tensor::from_vec(values, shape, &Device::Cpu).unwrap(),
-                )
-            })
-            .collect();
-        let path = place.path("inception.safetensors");
-        candle_core::safetensors::save(&tensors, &path).unwrap();
-        // Another network, and half a one, under names that the tests know.
-        let mut other = tensors.clone();
-        let bias = (&tensors["fc.bias"] + 1.0).unwrap();
-        // The same network in another file: PyTorch's counters are no part of it.
-        let mut again = tensors.clone();
-        let counter = Tensor::new(&[1i64], &Device::Cpu).unwrap();
-        again.insert("Conv2d_1a_3x3.bn.num_batches_tracked".into(), counter);
-        candle_core::safetensors::save(&again, place.path("again.safetensors")).unwrap();
-        other.insert("fc.bias".into(), bias);
-        candle_core::safetensors::save(&other, place.path("other.safetensors")).unwrap();
-        other.remove("Mixed_7c.branch_pool.bn.bias");
-        candle_core::safetensors::save(&other, place.path("missing.safetensors")).unwrap();
-        let text = path.to_str().unwrap().to_owned();
-        (place, text)
-    });
-    path
+    static FILE: OnceLock<String> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let folder = kept.join("inception-by-formula-1");
+        if !folder.exists() {
+            let place = tempfile::tempdir_in(kept).unwrap();
+            write_weights(place.path());
+            // Another process may have been first, with the same bytes; this one's then go.
+            if std::fs::rename(place.path(), &folder).is_ok() {
+                let _ = place.keep();
+            }
+        }
+        folder
+            .join("inception.safetensors")
+            .to_str()
+            .unwrap()
+            .to_owned()
+    })
+}
+
+/// The network, and others under names that the tests know.
+fn write_weights(folder: &Path) {
+    let save = |tensors: &HashMap<String, Tensor>, name: &str| {
+        candle_core::safetensors::save(tensors, folder.join(name)).unwrap();
+    };
+    let tensors = inception_tensors();
+    save(&tensors, "inception.safetensors");
+    // The same network in another file: PyTorch's counters are no part of it.
+    let mut again = tensors.clone();
+    let counter = Tensor::new(&[1i64], &Device::Cpu).unwrap();
+    again.insert("Conv2d_1a_3x3.bn.num_batches_tracked".into(), counter);
+    save(&again, "again.safetensors");
+    // Another network, and half a one.
+    let mut other = tensors;
+    let bias = (&other["fc.bias"] + 1.0).unwrap();
+    other.insert("fc.bias".into(), bias);
+    save(&other, "other.safetensors");
+    other.remove("Mixed_7c.branch_pool.bn.bias");
+    save(&other, "missing.safetensors");
 }
 
 /// Writes `arr_0` (count, 12, 10, 3).

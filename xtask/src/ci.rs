@@ -81,7 +81,7 @@ fn checks(nextest: bool) -> Vec<Check> {
 
 /// Runs every check, stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
-    let nextest = Command::new("cargo")
+    let nextest = files::cargo()
         .args(["nextest", "--version"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -108,7 +108,7 @@ fn one(check: &Check) -> Result<()> {
         Check::Layers => layers::run(),
         Check::Smoke => reproduce::run(&reproduce::Args::preset("smoke")),
         Check::Cargo { args, env } => {
-            let mut command = Command::new("cargo");
+            let mut command = files::cargo();
             command.args(args).current_dir(files::root()).envs(*env);
             let status = command.status().context("cargo cannot be started")?;
             if !status.success() {

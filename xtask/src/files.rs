@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -110,6 +111,21 @@ pub(crate) fn hash_path(path: &Path) -> Result<String> {
     let mut hasher = Sha256::new();
     add(&mut hasher, path, "").with_context(|| format!("cannot read {}", path.display()))?;
     Ok(hex(&hasher.finalize()))
+}
+
+/// `cargo`, as a shell would start it.
+///
+/// What cargo tells this program of its own package is left out: build scripts that read the same variables (ring's) would
+/// run again, and everything behind them be compiled again, whenever a build began elsewhere.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// The file or folder that an input of a stage means: without what is said behind a `#`, and none where it stands on

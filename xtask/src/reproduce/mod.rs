@@ -296,7 +296,7 @@ fn build(paths: &Paths) -> Result<PathBuf> {
     // Of the whole workspace, so that candle is built once for this and for the tests: features are those of all packages.
     const ARGS: &[&str] = &["build", "--release", "--workspace", "--bin", "tinyfusion"];
     println!("$ cargo {}", ARGS.join(" "));
-    let status = Command::new("cargo")
+    let status = files::cargo()
         .args(ARGS)
         .status()
         .context("cargo cannot be started")?;
