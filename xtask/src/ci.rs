@@ -1,6 +1,6 @@
 //! `cargo xtask ci`: everything a change has to pass, in order, cheap checks first.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};

@@ -1,7 +1,7 @@
 //! Where results are to be written, looked at before the work.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use tinyfusion::core::Error;
@@ -51,4 +51,12 @@ pub(crate) fn check_destination<'a>(
         )),
         Err(e) => refused(format!("cannot be written: {e}")),
     }
+}
+
+/// The same for a report on the model at `model`: none of the model's own files either.
+pub(crate) fn check_report_on(flag: &str, path: &Path, model: &Path, data: &str) -> Result<()> {
+    const OWN: [&str; 3] = ["config.json", "model.safetensors", "selection.json"];
+    let own: Vec<PathBuf> = OWN.iter().map(|name| model.join(name)).collect();
+    let read = own.iter().map(PathBuf::as_path);
+    check_destination(flag, path, read.chain([model, Path::new(data)]))
 }

@@ -31,7 +31,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Make a trained diffusion transformer twice as shallow and nearly as good.
 #[derive(Parser)]
-#[command(name = "tinyfusion", version, about, arg_required_else_help = true, args_override_self = true, after_help = commands::EXAMPLES)]
+#[command(name = "tinyfusion", version, arg_required_else_help = true, args_override_self = true, after_help = commands::EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: commands::Command,

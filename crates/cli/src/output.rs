@@ -49,6 +49,13 @@ fn print_to(out: &mut impl Write, text: Arguments<'_>) -> Result<()> {
     }
 }
 
+/// A warning, unless only errors are wanted.
+pub(crate) fn warn(text: Arguments<'_>) {
+    if !QUIET.load(Relaxed) {
+        complain(format_args!("warning: {text}"));
+    }
+}
+
 /// `eprintln!` that does not panic: where standard error is closed there is nobody to tell.
 pub(crate) fn complain(text: Arguments<'_>) {
     let _ = std::io::stderr().write_fmt(format_args!("{text}\n"));

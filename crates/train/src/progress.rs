@@ -32,10 +32,12 @@ pub struct Progress {
 #[derive(Debug)]
 struct Lines {
     what: String,
-    last: Mutex<Instant>,
+    last: Mutex<Option<Instant>>,
 }
 
-/// Between two lines: a log of hours stays short, and a look at it shows that something happens.
+/// Before the first line: whoever waits sees soon that something happens.
+const FIRST_LINE: Duration = Duration::from_secs(2);
+/// Between two lines: a log of hours stays short.
 const BETWEEN_LINES: Duration = Duration::from_secs(20);
 
 impl Progress {
@@ -51,7 +53,7 @@ impl Progress {
         bar.enable_steady_tick(Duration::from_millis(500));
         let lines = bar.is_hidden().then(|| Lines {
             what: what.to_string(),
-            last: Mutex::new(Instant::now()),
+            last: Mutex::new(None),
         });
         Self { bar, lines }
     }
@@ -103,10 +105,14 @@ impl Lines {
         let Ok(mut last) = self.last.try_lock() else {
             return;
         };
-        if last.elapsed() < BETWEEN_LINES {
+        let wait = match *last {
+            None => bar.elapsed() < FIRST_LINE,
+            Some(last) => last.elapsed() < BETWEEN_LINES,
+        };
+        if wait {
             return;
         }
-        *last = Instant::now();
+        *last = Some(Instant::now());
         let message = if message.is_empty() {
             String::new()
         } else {

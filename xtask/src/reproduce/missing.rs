@@ -74,3 +74,58 @@ pub(super) fn check(parts: &[Part]) -> Result<()> {
         .map(|m| format!("\n  {}: {}", m.path.display(), m.advice));
     bail!("missing:{}", lines.collect::<String>())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reproduce::plan::plan;
+    use crate::reproduce::recipe::tests::embedded;
+
+    #[test]
+    fn the_paper_goes_from_the_hub_to_the_table() {
+        let recipe = embedded("paper");
+        let names: Vec<&str> = recipe.parts.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "TinyDiT-D19",
+                "TinyDiT-D14",
+                "TinyDiT-D7",
+                "TinySiT-D14",
+                "TinyMAR-D16"
+            ]
+        );
+        let mut made: Vec<PathBuf> = Vec::new();
+        for preset in &recipe.parts {
+            let out = Path::new("runs/paper").join(&preset.name);
+            let plan = plan(preset, &out, Path::new("runs/paper/hub.lock"), 1).unwrap();
+            assert_eq!(plan.stages[0].args[0], "encode");
+            for stage in &plan.stages {
+                let words = stage.args.join(" ");
+                // Everything from the hub is pinned by one lock.
+                let locked = words.ends_with("--lock runs/paper/hub.lock");
+                assert_eq!(words.contains("hub://"), locked, "{words}");
+                // What looks at images looks at these.
+                const BLIND: [&str; 2] = ["--criterion oracle", "--criterion random "];
+                let looks = ["learn", "distill", "loss", "narrow", "score"];
+                let looks = looks.contains(&stage.args[0].as_str())
+                    && !BLIND.iter().any(|blind| words.contains(blind));
+                assert_eq!(words.contains("--data data/latents-"), looks, "{words}");
+                if stage.args[0] == "evaluate" {
+                    assert!(words.contains("--weights data/pt_inception"), "{words}");
+                }
+            }
+            // What is neither on the hub nor made by a part before is fetched by hand.
+            let by_hand: Vec<&Path> = preset.by_hand.iter().map(|b| b.path.as_path()).collect();
+            for input in plan.stages.iter().flat_map(|s| &s.inputs) {
+                let Some(path) = files::local(input) else {
+                    continue;
+                };
+                made.extend(plan.stages.iter().flat_map(|s| s.outputs.clone()));
+                let known =
+                    by_hand.contains(&path.as_path()) || made.iter().any(|m| m.starts_with(&path));
+                assert!(known, "{}: nothing makes {}", preset.name, path.display());
+            }
+        }
+    }
+}

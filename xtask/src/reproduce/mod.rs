@@ -13,7 +13,6 @@ mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use tinyfusion_report::{Report, Whole};
@@ -36,6 +35,13 @@ pub(crate) use vocabulary::{Leftover, Row, Stage};
 
 /// Options of `reproduce`.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask reproduce                                   # `tiny`: ten minutes on two cores
+  cargo xtask reproduce --preset table3 --seeds 2         # half an hour for a seed
+  cargo xtask reproduce --preset paper --dry-run          # what the real experiment does, downloads, lacks and costs
+
+The presets are the files in assets/presets: each begins with what it asks and how long it takes.")]
 pub(crate) struct Args {
     /// `tiny`, `table1` and the others of assets/presets, or the path of a .toml
     #[arg(long, default_value = "tiny")]

@@ -6,7 +6,7 @@ use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::recover::{Activations, activations};
 use tinyfusion::train::Stop;
 
-use crate::destination::check_destination;
+use crate::destination::check_report_on;
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::hub::Inputs;
 use crate::output::say;
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 
 fn tally<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     if let Some(path) = &args.json {
-        check_destination("--json", path, [])?;
+        check_report_on("--json", path, &args.model, args.data.name())?;
     }
     let model = Model::<F>::load(&args.model)?;
     let images = args

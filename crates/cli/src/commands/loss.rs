@@ -7,7 +7,7 @@ use tinyfusion::core::Plan;
 use tinyfusion::recover::held_out_loss;
 use tinyfusion::train::Stop;
 
-use crate::destination::check_destination;
+use crate::destination::check_report_on;
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::hub::Inputs;
 use crate::output::say;
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 
 fn judge<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     if let Some(path) = &args.json {
-        check_destination("--json", path, [])?;
+        check_report_on("--json", path, &args.model, args.data.name())?;
     }
     let model = Model::<F>::load(&args.model)?;
     let depth = model.depth();

@@ -49,6 +49,7 @@ enum Format {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut sources = Vec::new();
+    refuse_own_folder(args)?;
     for run in &args.runs {
         sources.extend(read(run)?);
     }
@@ -73,6 +74,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         say!("{}", path.display())?;
     }
     Ok(())
+}
+
+/// A run's own report shows more than a combined one: it must not be replaced.
+fn refuse_own_folder(args: &Args) -> Result<()> {
+    let folder = |run: &Path| match run.is_dir() {
+        true => run.canonicalize().ok(),
+        false => run.canonicalize().ok()?.parent().map(Path::to_path_buf),
+    };
+    let out = args.out.canonicalize().ok();
+    match args.runs.iter().find(|run| out.is_some() && folder(run) == out) {
+        None => Ok(()),
+        Some(run) => Err(Error::usage(format!(
+            "--out {}: would replace the report of the run {}, which has more in it; give another folder",
+            args.out.display(),
+            run.display()
+        ))
+        .into()),
+    }
 }
 
 /// The experiments of a run.

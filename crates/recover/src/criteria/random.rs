@@ -45,9 +45,11 @@ pub(super) fn draw<S: BlockStack, O: Objective<S>>(
     {
         drawn = random_selection(&groups, subject.seed, other)?;
     }
+    // One that empties a stage after all is refused there.
+    let checked = subject.selection("random", drawn.settings.clone(), drawn.kept.clone())?;
     match subject.choice {
         Choice::Groups(_) => Ok(drawn),
         // Its one group would cross the network's stages.
-        Choice::Any(_) => subject.selection("random", drawn.settings, drawn.kept),
+        Choice::Any(_) => Ok(checked),
     }
 }

@@ -39,15 +39,29 @@ where
         let mut plans = vec![Plan::full(depth)];
         plans.extend((0..depth).map(without));
         let mut rises = vec![Running::default(); depth];
+        let mut breaks = vec![false; depth];
         each_batch(subject, &plans, |losses| {
             let Some((whole, skipped)) = losses.split_first() else {
                 return;
             };
-            for (rise, losses) in rises.iter_mut().zip(skipped) {
+            for ((rise, breaks), losses) in rises.iter_mut().zip(&mut breaks).zip(skipped) {
+                // A loss that only the missing block makes infinite is no mistake: nothing is more sensitive.
+                *breaks |= losses
+                    .iter()
+                    .zip(whole)
+                    .any(|(with, base)| base.is_finite() && !with.is_finite());
                 rise.extend(losses.iter().zip(whole).map(|(with, base)| with - base));
             }
         })?;
-        let blocks = scores(&rises)?;
+        let mut blocks = scores(&rises)?;
+        for (block, _) in blocks
+            .iter_mut()
+            .zip(&breaks)
+            .filter(|(_, breaks)| **breaks)
+        {
+            block.score = f64::INFINITY;
+            block.standard_error = None;
+        }
         let kept = keep_highest(&subject.choice, &blocks, name)?;
         Ok(Judgement {
             selection: subject.selection(name, json!({ "seed": subject.seed }), kept)?,

@@ -128,6 +128,16 @@ impl Args {
 
     /// Nothing was asked for that would be left out in silence, and the result can be written.
     fn check(&self) -> Result<()> {
+        let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        let mut shards: Vec<PathBuf> = self.samples.iter().map(real).collect();
+        shards.sort();
+        if let Some(twice) = shards.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::usage(format!(
+                "{} is given twice; every shard of a set counts once",
+                twice[0].display()
+            ))
+            .into());
+        }
         if self.weights.is_none() {
             self.one_sample_file()?;
             if self.metrics.contains(&Metric::Sfid) {
@@ -247,6 +257,7 @@ fn compared(args: &Args, given: &Given) -> Result<Value> {
     let (config, reduced) = args.kid_fits(a.rows().min(b.rows()))?;
     let mut metrics = fid::evaluate(a, b, logits, &config)?;
     metrics.warnings.extend(reduced);
+    network::warn(&metrics.warnings);
     let mut report = scores(&metrics);
     report.extend([
         ("sfid".into(), Value::Null),

@@ -12,7 +12,7 @@ use tinyfusion::fid::{
 use tinyfusion::train::Stop;
 
 use crate::destination::check_destination;
-use crate::output::{complain, progress_bar};
+use crate::output::{self, progress_bar};
 
 /// The array of images in ADM's files.
 const IMAGES: &str = "arr_0";
@@ -20,7 +20,7 @@ const IMAGES: &str = "arr_0";
 /// On standard error: they are in the report too, but a number is easily quoted without it.
 pub(crate) fn warn<'a>(warnings: impl IntoIterator<Item = &'a String>) {
     for warning in warnings {
-        complain(format_args!("warning: {warning}"));
+        output::warn(format_args!("{warning}"));
     }
 }
 

@@ -157,7 +157,11 @@ fn judge<F: Family>(
         let mut source = source.borrow_mut();
         if source.is_none() {
             let opened = options.data.open(model, Split::Train);
-            let opened = opened.map_err(|e| Error::usage(format!("{e:#}")))?;
+            // A closure of the library's errors: one of them keeps its exit code.
+            let opened = opened.map_err(|e| match e.downcast::<Error>() {
+                Ok(error) => error,
+                Err(other) => Error::run(format!("{other:#}")),
+            })?;
             if let Some(len) = opened.len().filter(|len| *len < samples) {
                 return Err(Error::usage(format!(
                     "{} has {len} images, fewer than the --samples {samples} asked for",
