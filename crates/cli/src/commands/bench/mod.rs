@@ -1,6 +1,7 @@
 //! `tinyfusion bench`: what `cargo xtask bench` times against other programs.
 
 mod fid;
+mod files;
 mod prepare;
 mod train;
 mod turns;
@@ -39,6 +40,8 @@ enum What {
     },
     /// Repeat a part of `evaluate` on demand
     Fid(fid::Args),
+    /// Repeat on demand what a command does with large files
+    Files(files::Args),
 }
 
 /// The work of one repetition.
@@ -87,6 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Prepare(args) => prepare::run(args),
         What::Fid(args) => fid::run(args),
+        What::Files(args) => files::run(args),
         What::Worker { case } => worker::run(case),
     }
 }
