@@ -1,5 +1,7 @@
 //! A batch from shards takes as many allocations as it has parts, not as it has images.
 
+#![allow(clippy::unwrap_used)] // a test may panic
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,5 @@
 //! A set of shards holds one file for each shard and opens none while it is read.
+#![allow(clippy::unwrap_used)] // a test may panic
 #![cfg(target_os = "linux")] // the kernel's lists of what a process holds
 
 use std::collections::BTreeSet;

@@ -62,7 +62,7 @@ enum What {
     /// The evaluator against torch-fidelity, scipy and numpy
     Fid(fid::Args),
     /// Checkpoints, the autoencoder and the latents' loader against torch, diffusers and fast-DiT's folders
-    Files(files::Args),
+    Files(Box<files::Args>),
 }
 
 /// Measures and writes `bench.json`, `bench.md` and `bench.svg`.
