@@ -139,7 +139,6 @@ fn what_a_criterion_cannot_do_is_said() {
         ("random-search --masks 0", "from 1"),
         ("random-search --quantile 1.5", "from 0 to 1"),
         ("flux-lite --pattern 1:3", "does not fit"),
-        ("flux-lite --data nowhere", "nowhere"),
         ("flux-lite --samples 99 --data few", "few has"),
     ] {
         image_folder(&place);
@@ -147,6 +146,15 @@ fn what_a_criterion_cannot_do_is_said() {
         assert!(error.contains(says), "{line}: {error}");
         assert!(!place.path("out").exists(), "{line}");
     }
+    // What is not there is no mistake of usage, here as in every command.
+    let error = place.fails(
+        1,
+        "score teacher/model out --criterion flux-lite --data nowhere",
+    );
+    assert!(
+        error.contains("nowhere") && !place.path("out").exists(),
+        "{error}"
+    );
 }
 
 /// Two images of one class.

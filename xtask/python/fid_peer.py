@@ -1,17 +1,16 @@
 """The Python side of `cargo xtask bench fid`: python fid_peer.py FOLDER {prepare,network,frechet,precision-recall} [--threads N]
 
 `prepare` writes the inputs of all tasks: weights and images that are formulas (the time does not depend on their values, the
-comparison needs no download). The tasks speak the protocol of peer.py: `ready`, seconds for every line `step`, a summary.
+comparison needs no download). The tasks speak protocol.py.
 """
 
 import argparse
 import json
-import os
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
+
+import protocol
 
 FEATURES, IMAGES, SIDE, ROWS = 2048, 32, 256, 10_000
 
@@ -146,9 +145,16 @@ def precision_recall(folder, k=3, block=10_000):
 TASKS = {"network": network, "frechet": frechet, "precision-recall": precision_recall}
 
 
-def peak_rss_bytes():
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+def difference(file):
+    """max |a - b| / max |a| between an array and the numbers that the binary left in `file`, where it is."""
+
+    def of(output):
+        if not file.exists():
+            return None
+        ours = np.array(json.loads(file.read_text()), dtype=np.float64).reshape(output.shape)
+        return float(np.abs(output - ours).max() / np.abs(output).max())
+
+    return of
 
 
 def main():
@@ -159,8 +165,7 @@ def main():
     args = parser.parse_args()
     if args.task == "prepare":
         return prepare(args.folder)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    stream = protocol.answers()
     versions = {"numpy": np.__version__}
     if args.task == "network":
         import torch
@@ -173,22 +178,7 @@ def main():
 
         versions["scipy"] = scipy.__version__
     step, _ = TASKS[args.task](args.folder)
-    print(json.dumps({"ready": True, "versions": versions}), file=answers)
-    first = None
-    for line in sys.stdin:
-        if line.strip() != "step":
-            raise SystemExit(f"expected `step`, got {line.strip()!r}")
-        start = time.perf_counter()
-        output = step()
-        seconds = time.perf_counter() - start
-        first = output.copy() if first is None else first
-        print(json.dumps({"seconds": seconds}), file=answers)
-    final = {"peak_rss_bytes": peak_rss_bytes()}
-    ours = args.folder / f"ours-{args.task}.json"
-    if first is not None and ours.exists():
-        found = np.array(json.loads(ours.read_text()), dtype=np.float64).reshape(first.shape)
-        final["difference"] = float(np.abs(first - found).max() / np.abs(first).max())
-    print(json.dumps(final), file=answers)
+    protocol.converse(stream, step, versions, difference(args.folder / f"ours-{args.task}.json"))
 
 
 if __name__ == "__main__":

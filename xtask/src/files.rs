@@ -36,6 +36,11 @@ pub(crate) fn from_root(path: &Path, standing_in: &Path, root: &Path) -> PathBuf
         .unwrap_or(whole)
 }
 
+/// Of a program: `tinyfusion` alone would be looked up in PATH. Links stay: a virtual environment is found by one.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
 /// Writes beside the file, syncs and renames: a reader sees the old text or the new, never half.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {

@@ -40,6 +40,31 @@ pub(crate) fn of_here(binary_sha256: &str, built: bool) -> Machine {
     }
 }
 
+/// Where something was measured, in a line.
+pub(crate) fn place(m: &Machine) -> String {
+    let mut parts = vec![
+        m.cpu
+            .as_deref()
+            .unwrap_or("an unnamed processor")
+            .to_owned(),
+        format!("{} cores", m.cores),
+        m.os.clone(),
+    ];
+    parts.extend(m.rustc.clone());
+    if let Some(commit) = &m.git_commit {
+        let changed = if m.git_dirty == Some(true) {
+            ", changed"
+        } else {
+            ""
+        };
+        parts.push(format!(
+            "commit {}{changed}",
+            &commit[..commit.len().min(12)]
+        ));
+    }
+    parts.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -53,7 +53,11 @@ fn main() -> Result<()> {
         assert!(finite, "random weights give finite values");
     }
     seconds.sort_by(f64::total_cmp);
-    let (flops, best) = (flops(&config, side, &direction), seconds[0]);
+    let flops = match direction.as_str() {
+        "encode" => config.encoder_flops(side),
+        _ => config.decoder_flops(side),
+    };
+    let best = seconds[0];
     println!(
         "{direction} at {side}: best {best:.3} s, median {:.3} s of {}; {:.1} GFLOP, {:.0} GFLOP/s, floor at {GIGAFLOPS} GFLOP/s {:.3} s; peak {}",
         seconds[seconds.len() / 2],
@@ -64,39 +68,6 @@ fn main() -> Result<()> {
         peak(),
     );
     Ok(())
-}
-
-/// Products and sums of the convolutions, linear layers and attention of one image.
-fn flops(config: &VaeConfig, side: usize, direction: &str) -> f64 {
-    let (latent, coder) = (side / config.factor(), format!("{direction}r."));
-    let stage = |name: &str| {
-        let mut parts = name.split('.').skip(2);
-        parts
-            .next()
-            .and_then(|i| i.parse::<u32>().ok())
-            .unwrap_or(0)
-    };
-    let mut sum = 0.0;
-    for spec in config.params() {
-        let name = &spec.name;
-        if !name.ends_with(".weight") || spec.shape.len() == 1 || !name.starts_with(&coder) {
-            continue; // the 1×1 convolutions around the latent are nothing beside the rest
-        }
-        let at = match () {
-            () if name.contains("downsamplers") => side >> (stage(name) + 1),
-            () if name.contains("down_blocks") => side >> stage(name),
-            () if name.contains("upsamplers") => latent << (stage(name) + 1),
-            () if name.contains("up_blocks") => latent << stage(name),
-            () if name.contains("encoder.conv_in") || name.contains("decoder.conv_out") => side,
-            () => latent,
-        };
-        let pixels = (at * at) as f64;
-        sum += 2.0 * pixels * spec.shape.iter().product::<usize>() as f64;
-        if name.contains("to_q") {
-            sum += 4.0 * pixels * pixels * spec.shape[0] as f64;
-        }
-    }
-    sum
 }
 
 /// The most memory that this process ever held.

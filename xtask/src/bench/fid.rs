@@ -2,17 +2,17 @@
 //! turn.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use super::load;
 use super::python;
+use super::turns::{self, Rhythm, Timed};
 use super::worker::Worker;
-use crate::files;
+use crate::files::{self, absolute};
 use crate::reproduce::{Paths, driver, say};
 use tinyfusion_report::Machine;
 
@@ -20,6 +20,7 @@ const PEER: &str = "xtask/python/fid_peer.py";
 
 /// Untimed repetitions of both sides.
 const WARM_UPS: usize = 1;
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Images of the network's task, as the peer prepares them.
 const IMAGES: f64 = 32.0;
@@ -103,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let only = args.only.as_deref().unwrap_or_default();
         bail!("no task is called `{only}`; there are: {names}");
     }
-    let python = python::environment_for_fid()?;
+    let python = python::environment_with(python::FID)?;
     let driver = driver(args.binary.as_deref(), paths.at_root(&args.out), &paths)?;
     let machine = driver.machine.clone();
     let threads = args.threads.unwrap_or(machine.cores);
@@ -170,16 +171,9 @@ impl Lab {
     }
 
     fn peer(&self, task: &str) -> Command {
-        let mut command = Command::new(absolute(&self.python));
+        let mut command = python::script(&self.python, PEER, self.threads);
         let threads = self.threads.to_string();
-        command
-            .args([PEER, &say(&self.files()), task, "--threads", &threads])
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("OMP_NUM_THREADS", &threads)
-            .env("OPENBLAS_NUM_THREADS", &threads)
-            // Whoever sets these to share a machine slows numpy and scipy down: they choose the kernels for this CPU themselves.
-            .env_remove("OPENBLAS_CORETYPE")
-            .env_remove("OPENBLAS_L2_SIZE");
+        command.args([&say(&self.files()), task, "--threads", &threads]);
         command
     }
 
@@ -194,30 +188,19 @@ impl Lab {
             &self.threads.to_string(),
         ]);
         let log = |side: &str| self.out.join("logs").join(format!("{task}-{side}.log"));
-        let mut ours = Worker::start(&format!("{task}, ours"), &mut ours, &log("ours"))?;
+        let ours = Worker::start(&format!("{task}, ours"), &mut ours, &log("ours"))?;
         let name = format!("{task}, {against}");
-        let mut theirs = Worker::start(&name, &mut self.peer(task), &log("theirs"))?;
+        let theirs = Worker::start(&name, &mut self.peer(task), &log("theirs"))?;
         self.versions.extend(theirs.versions.clone());
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        let (mut start, mut before) = (Instant::now(), None);
-        let used = |workers: [&Worker; 2]| load::others(workers.map(Worker::id).into_iter());
-        for round in 0..WARM_UPS + self.rounds {
-            if round == WARM_UPS {
-                start = Instant::now();
-                before = used([&ours, &theirs]);
-            }
-            for (worker, seconds) in [(&mut ours, &mut a), (&mut theirs, &mut b)] {
-                // The threads of the one before may still spin.
-                std::thread::sleep(Duration::from_millis(300));
-                let took = worker.step()?;
-                if round >= WARM_UPS {
-                    seconds.push(took);
-                }
-            }
-        }
-        let others = used([&ours, &theirs]).zip(before);
-        let others = others.map(|(a, b)| ((a - b) / start.elapsed().as_secs_f64()).max(0.0));
-        let (ours, theirs) = (ours.finish()?, theirs.finish()?);
+        let rhythm = Rhythm {
+            warm_ups: WARM_UPS,
+            rounds: self.rounds,
+            pause: PAUSE,
+        };
+        let mut workers = [ours, theirs];
+        let Timed { seconds, others } = turns::take(&mut workers, rhythm, |_| ())?;
+        let [ours, theirs] = workers.map(Worker::finish);
+        let (ours, theirs) = (ours?, theirs?);
         let difference = theirs.difference;
         // NaN and none fail too.
         if difference.is_none_or(|d| d.is_nan() || d > TOLERANCE) {
@@ -229,11 +212,11 @@ impl Lab {
             task,
             against,
             ours: Side {
-                seconds: a,
+                seconds: seconds[0].clone(),
                 peak_rss_bytes: ours.peak_rss_bytes,
             },
             theirs: Side {
-                seconds: b,
+                seconds: seconds[1].clone(),
                 peak_rss_bytes: theirs.peak_rss_bytes,
             },
             difference,
@@ -286,39 +269,9 @@ fn table(results: &Results) -> String {
     lines.push(format!(
         "Against {}. Measured on: {}.",
         versions.join(", "),
-        place(&results.machine)
+        crate::machine::place(&results.machine)
     ));
     lines.join("\n") + "\n"
-}
-
-/// Where it was measured.
-fn place(m: &Machine) -> String {
-    let mut parts = vec![
-        m.cpu
-            .as_deref()
-            .unwrap_or("an unnamed processor")
-            .to_owned(),
-        format!("{} cores", m.cores),
-        m.os.clone(),
-    ];
-    parts.extend(m.rustc.clone());
-    if let Some(commit) = &m.git_commit {
-        let changed = if m.git_dirty == Some(true) {
-            ", changed"
-        } else {
-            ""
-        };
-        parts.push(format!(
-            "commit {}{changed}",
-            &commit[..commit.len().min(12)]
-        ));
-    }
-    parts.join(", ")
-}
-
-/// `tinyfusion` alone would be looked up in PATH. Links stay: a virtual environment is found by one.
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 #[cfg(test)]

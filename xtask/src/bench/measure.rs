@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::flops::Model;
-use super::load;
 use super::preset::{Contender, Kind};
+use super::turns::{self, Rhythm, Timed};
 use super::worker::{Last, Worker};
-use crate::files;
+use crate::files::{self, absolute};
 use crate::reproduce::{say, strings};
 
 /// Untimed steps of every contender: memory is faulted in, graphs are compiled.
@@ -130,6 +130,7 @@ impl Lab {
         tick: impl Fn(f64),
     ) -> Result<Turns> {
         let mut workers = Vec::with_capacity(entries.len());
+        let mut lines = Vec::with_capacity(entries.len());
         for entry in entries {
             let (mut command, line) = self.command(entry.contender, &entry.case.folder)?;
             let log = self
@@ -138,31 +139,17 @@ impl Lab {
                 .join(format!("{}.log", slug(&entry.name)));
             let worker = Worker::start(&entry.name, &mut command, &log)
                 .with_context(|| format!("command: {line}"))?;
-            workers.push((worker, line, Vec::with_capacity(rounds)));
+            workers.push(worker);
+            lines.push(line);
         }
-        let total = ((WARM_UPS + rounds) * workers.len()) as f64;
-        let (mut done, mut start, mut before) = (0.0, Instant::now(), None);
-        for round in 0..WARM_UPS + rounds {
-            if round == WARM_UPS {
-                start = Instant::now();
-                before = load::others(workers.iter().map(|(w, ..)| w.id()));
-            }
-            for (worker, _, seconds) in &mut workers {
-                // The threads of the one before may still spin.
-                std::thread::sleep(self.pause);
-                let took = worker.step()?;
-                if round >= WARM_UPS {
-                    seconds.push(took);
-                }
-                done += 1.0;
-                tick(done / total);
-            }
-        }
-        let after = load::others(workers.iter().map(|(w, ..)| w.id()));
-        let used = after.zip(before).map(|(after, before)| after - before);
-        let others = used.map(|s| (s / start.elapsed().as_secs_f64()).max(0.0));
+        let rhythm = Rhythm {
+            warm_ups: WARM_UPS,
+            rounds,
+            pause: self.pause,
+        };
+        let Timed { seconds, others } = turns::take(&mut workers, rhythm, tick)?;
         let mut outcomes = Vec::with_capacity(entries.len());
-        for (worker, command, seconds) in workers {
+        for ((worker, command), seconds) in workers.into_iter().zip(lines).zip(seconds) {
             outcomes.push(Outcome {
                 command,
                 seconds,
@@ -226,11 +213,6 @@ impl Setting {
         }
         args
     }
-}
-
-/// `tinyfusion` alone would be looked up in PATH. Links stay: a virtual environment is found by one.
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 /// A name as a file's: `learn, LoRA, DiT-S/2` as `learn-lora-dit-s-2`.

@@ -3,6 +3,7 @@
 mod cases;
 mod chart;
 mod fid;
+mod files;
 mod flops;
 mod load;
 mod measure;
@@ -11,6 +12,7 @@ mod progress;
 mod python;
 mod results;
 mod table;
+mod turns;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +20,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::files;
 use crate::reproduce::{Paths, driver, file_of, say};
 use cases::{compared, probes, scaled, scaling_name, scalings};
 use measure::Lab;
@@ -59,12 +60,16 @@ pub(crate) struct Args {
 enum What {
     /// The evaluator against torch-fidelity, scipy and numpy
     Fid(fid::Args),
+    /// Checkpoints, the autoencoder and the latents' loader against torch, diffusers and fast-DiT's folders
+    Files(Box<files::Args>),
 }
 
 /// Measures and writes `bench.json`, `bench.md` and `bench.svg`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if let Some(What::Fid(args)) = &args.what {
-        return fid::run(args);
+    match &args.what {
+        Some(What::Fid(args)) => return fid::run(args),
+        Some(What::Files(args)) => return files::run(args),
+        None => {}
     }
     let paths = Paths::enter()?;
     let mut file = file_of(&args.preset, Path::new("."))?;
@@ -195,9 +200,9 @@ fn measure(
 }
 
 fn write(results: &Results, out: &Path) -> Result<()> {
-    files::write_json(&out.join("bench.json"), results)?;
-    files::write_atomic(&out.join("bench.md"), table::report(results).as_bytes())?;
-    files::write_atomic(&out.join("bench.svg"), chart::draw(results).as_bytes())
+    crate::files::write_json(&out.join("bench.json"), results)?;
+    crate::files::write_atomic(&out.join("bench.md"), table::report(results).as_bytes())?;
+    crate::files::write_atomic(&out.join("bench.svg"), chart::draw(results).as_bytes())
 }
 
 /// A contender that computes something else is no contender.
@@ -235,7 +240,7 @@ mod tests {
     }
 
     fn preset() -> Preset {
-        Preset::read(&files::root().join("assets/presets/bench.toml")).unwrap()
+        Preset::read(&crate::files::root().join("assets/presets/bench.toml")).unwrap()
     }
 
     #[test]

@@ -9,7 +9,9 @@ use crate::files;
 
 const FOLDER: &str = "target/bench-venv";
 const REQUIREMENTS: &str = "xtask/python/requirements.txt";
-const FID_REQUIREMENTS: &str = "xtask/python/requirements-fid.txt";
+/// What `bench fid` adds, and `bench files`.
+pub(crate) const FID: &str = "xtask/python/requirements-fid.txt";
+pub(crate) const FILES: &str = "xtask/python/requirements-files.txt";
 const ADVICE: &str =
     "Install Python 3.11 or newer with venv and pip, or measure without PyTorch: --without-python";
 
@@ -38,29 +40,37 @@ pub(crate) fn environment() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// The same with what `bench fid` compares with.
-pub(crate) fn environment_for_fid() -> Result<PathBuf> {
+/// The same with what the file `extra` asks for.
+pub(crate) fn environment_with(extra: &str) -> Result<PathBuf> {
     let python = environment()?;
-    let stamp = Path::new(FOLDER).join("requirements-fid.sha256");
-    let wanted = files::hash_path(Path::new(FID_REQUIREMENTS))?;
+    let name = Path::new(extra).file_stem().unwrap_or_default();
+    let stamp = Path::new(FOLDER).join(name).with_extension("sha256");
+    let wanted = files::hash_path(Path::new(extra))?;
     if !is_current(&python, &stamp, &wanted) {
-        println!("adding {FID_REQUIREMENTS} to the Python environment {FOLDER}");
+        println!("adding {extra} to the Python environment {FOLDER}");
         step(
             &python.display().to_string(),
             // Its other dependencies stand in the environment already, with their versions pinned.
-            &[
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-deps",
-                "-r",
-                FID_REQUIREMENTS,
-            ],
+            &["-m", "pip", "install", "--quiet", "--no-deps", "-r", extra],
         )?;
         files::write_atomic(&stamp, wanted.as_bytes())?;
     }
     Ok(python)
+}
+
+/// `script`, run by `python` with so many threads in the libraries that have their own.
+pub(crate) fn script(python: &Path, script: &str, threads: usize) -> Command {
+    let threads = threads.to_string();
+    let mut command = Command::new(files::absolute(python));
+    command
+        .arg(script)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("OMP_NUM_THREADS", &threads)
+        .env("OPENBLAS_NUM_THREADS", &threads)
+        // Whoever sets these to share a machine slows numpy and scipy down: they choose the kernels for this CPU themselves.
+        .env_remove("OPENBLAS_CORETYPE")
+        .env_remove("OPENBLAS_L2_SIZE");
+    command
 }
 
 fn is_current(python: &Path, stamp: &Path, wanted: &str) -> bool {
@@ -110,6 +120,10 @@ mod tests {
             (
                 include_str!("../../python/requirements-fid.txt"),
                 "torch-fidelity==",
+            ),
+            (
+                include_str!("../../python/requirements-files.txt"),
+                "diffusers==",
             ),
         ] {
             let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with('#')).collect();

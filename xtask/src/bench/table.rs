@@ -144,7 +144,7 @@ fn line(first: String, c: &ContenderResult, case: &CaseResult) -> Vec<String> {
         spread(&c.spread),
         format!("{:.1}", c.flops_per_second / 1e9),
         c.of_peak.map_or_else(String::new, percent),
-        resident(c),
+        resident(c.peak_rss_bytes, c.ready_rss_bytes),
         comparison.map_or_else(String::new, ratio),
         comparison.map_or_else(String::new, |o| format!("{:.2}×", o.memory)),
         goals.join("; "),
@@ -212,7 +212,7 @@ fn conditions(results: &Results) -> String {
 }
 
 /// A table; all columns but the first two are numbers, to the right.
-fn grid(columns: &[&str], lines: Vec<Vec<String>>) -> String {
+pub(crate) fn grid(columns: &[&str], lines: Vec<Vec<String>>) -> String {
     let row = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let names: Vec<String> = columns.iter().map(|c| (*c).to_string()).collect();
     let rule = format!("|---|---|{}\n", "--:|".repeat(columns.len() - 2));
@@ -232,7 +232,7 @@ pub(crate) fn seconds(s: f64) -> String {
     }
 }
 
-fn spread(s: &Spread) -> String {
+pub(crate) fn spread(s: &Spread) -> String {
     format!(
         "{} ({} to {})",
         seconds(s.median),
@@ -254,13 +254,14 @@ fn ratio(c: &Comparison) -> String {
     )
 }
 
-fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
-fn resident(c: &ContenderResult) -> String {
-    let before = c.ready_rss_bytes.map(|b| format!(" ({})", gib(b)));
-    format!("{}{}", memory(c.peak_rss_bytes), before.unwrap_or_default())
+/// Peak memory, in brackets that before the first step.
+pub(crate) fn resident(peak: u64, ready: Option<u64>) -> String {
+    let before = ready.map(|b| format!(" ({})", gib(b)));
+    format!("{}{}", memory(peak), before.unwrap_or_default())
 }
 
 fn gib(bytes: u64) -> String {

@@ -8,8 +8,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::load;
 
@@ -47,6 +47,24 @@ pub(crate) struct Last {
     pub(crate) peak_rss_bytes: u64,
     /// Largest difference from our output, where it can be compared.
     pub(crate) difference: Option<f64>,
+    #[serde(flatten)]
+    pub(crate) facts: Facts,
+}
+
+/// What some workers know beside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    /// Operations of a step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) flops: Option<f64>,
+    /// Files of the set that was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shards: Option<usize>,
+    /// The most of them that were open, or mapped into memory, at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) open_files: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mapped_files: Option<usize>,
 }
 
 impl Worker {
@@ -183,6 +201,7 @@ mod tests {
         assert_eq!(worker.step().unwrap(), 0.005);
         let last = worker.finish().unwrap();
         assert_eq!((last.peak_rss_bytes, last.difference), (7, Some(1e-6)));
+        assert_eq!(last.facts, Facts::default());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod blocks;
 mod coder;
 mod config;
+mod flops;
 mod names;
 mod posterior;
 mod tiling;

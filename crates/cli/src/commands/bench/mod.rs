@@ -1,6 +1,7 @@
 //! `tinyfusion bench`: what `cargo xtask bench` times against other programs.
 
 mod fid;
+mod files;
 mod prepare;
 mod stand_in;
 mod train;
@@ -42,6 +43,8 @@ enum What {
     StandIn(stand_in::Args),
     /// Repeat a part of `evaluate` on demand
     Fid(fid::Args),
+    /// Repeat on demand what a command does with large files
+    Files(files::Args),
 }
 
 /// The work of one repetition.
@@ -91,6 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Prepare(args) => prepare::run(args),
         What::Fid(args) => fid::run(args),
         What::StandIn(args) => stand_in::run(args),
+        What::Files(args) => files::run(args),
         What::Worker { case } => worker::run(case),
     }
 }

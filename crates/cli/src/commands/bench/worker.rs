@@ -151,14 +151,14 @@ fn sampling(folder: &Path) -> Result<()> {
 }
 
 /// Writes the first output beside the case, for others to compare theirs with.
-struct First<'a>(Option<&'a Path>);
+pub(super) struct First<'a>(Option<&'a Path>);
 
 impl<'a> First<'a> {
-    fn of(folder: &'a Path) -> Self {
+    pub(super) fn of(folder: &'a Path) -> Self {
         Self(Some(folder))
     }
 
-    fn keep(&mut self, output: &Tensor) -> Result<()> {
+    pub(super) fn keep(&mut self, output: &Tensor) -> Result<()> {
         if let Some(folder) = self.0.take() {
             let path = folder.join("ours.safetensors");
             let tensors = HashMap::from([("output", output.contiguous()?)]);

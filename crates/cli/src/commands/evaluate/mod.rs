@@ -128,6 +128,15 @@ impl Args {
 
     /// Nothing was asked for that would be left out in silence, and the result can be written.
     fn check(&self) -> Result<()> {
+        if self.weights.is_none() {
+            self.one_sample_file()?;
+            if self.metrics.contains(&Metric::Sfid) {
+                return Err(Error::usage(
+                    "--metrics sfid: the spatial features of sFID are Inception's; they need --weights",
+                )
+                .into());
+            }
+        }
         let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
         let mut shards: Vec<PathBuf> = self.samples.iter().map(real).collect();
         shards.sort();
@@ -137,15 +146,6 @@ impl Args {
                 twice[0].display()
             ))
             .into());
-        }
-        if self.weights.is_none() {
-            self.one_sample_file()?;
-            if self.metrics.contains(&Metric::Sfid) {
-                return Err(Error::usage(
-                    "--metrics sfid: the spatial features of sFID are Inception's; they need --weights",
-                )
-                .into());
-            }
         }
         if self.splits.is_some() && !self.wants(Metric::Is) {
             return Err(Error::usage(
