@@ -21,6 +21,7 @@ fn place() -> Place {
         up_block_types: vec![tinyfusion::models::vae::UpBlock::Plain; 2],
         block_out_channels: vec![8, 8],
         norm_num_groups: 4,
+        sample_size: 8, // of its tiles
         ..VaeConfig::default()
     };
     fs::create_dir(place.path("vae")).unwrap();
@@ -82,6 +83,14 @@ fn images_become_latents_that_models_train_on_and_latents_become_images() {
             "{shard}"
         );
     }
+    // In tiles every part is normalised by itself: other latents, on purpose and only then.
+    place.ok("encode images tiled --vae vae --size 16 --vae-tiles");
+    let tiled = ShardedLatents::open(place.path("tiled")).unwrap();
+    let whole = ShardedLatents::open(place.path("latents")).unwrap();
+    let first = |source: &ShardedLatents| values(&source.batch(&[0]).unwrap().x);
+    assert_ne!(first(&tiled), first(&whole));
+    assert_eq!(tiled.shape(), whole.shape());
+
     // One stored sample for each image, mirrored or not, as the public code has it.
     place.ok("encode images samples --vae vae --size 16 --content samples --flips applied --dtype f32 --seed 4");
     let samples = ShardedLatents::open(place.path("samples")).unwrap();
@@ -89,7 +98,8 @@ fn images_become_latents_that_models_train_on_and_latents_become_images() {
 
     place.ok("distill case/model run --data latents --steps 2 --batch-size 4");
     place.ok("loss run/model --data samples --images 8");
-    let said = place.ok("sample run/model out --vae vae --count 3 --steps 2 --cfg 1 --pngs");
+    let said =
+        place.ok("sample run/model out --vae vae --vae-tiles --count 3 --steps 2 --cfg 1 --pngs");
     assert!(said.contains("3 images"), "{said}");
     assert!(
         place.path("out/grid.png").is_file() && place.path("out/images/00000002.png").is_file()

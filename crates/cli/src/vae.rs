@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use tinyfusion::checkpoint::{Checkpoint, DTypePolicy, Loaded};
 use tinyfusion::core::Error;
 use tinyfusion::data::to_uint8;
-use tinyfusion::models::vae::Layout;
+use tinyfusion::models::vae::{Layout, Posterior, Tiling};
 use tinyfusion::models::{AutoencoderKl, VaeConfig};
 
 /// Names that weights have in a folder, in the order in which they are looked for.
@@ -21,6 +21,8 @@ const WEIGHTS: [&str; 3] = [
 pub(crate) struct Vae {
     pub(crate) net: AutoencoderKl,
     pub(crate) sha256: String,
+    /// How large images are cut, where they are.
+    tiling: Option<Tiling>,
 }
 
 impl Vae {
@@ -41,7 +43,30 @@ impl Vae {
         Ok(Self {
             sha256: loaded.sha256.clone(),
             net: AutoencoderKl::from_loaded(&config, &loaded)?,
+            tiling: None,
         })
+    }
+
+    /// The same with images coded in tiles, as diffusers cuts them: memory for one tile.
+    pub(crate) fn in_tiles(mut self, tiles: bool) -> Self {
+        self.tiling = tiles.then(|| Tiling::of(self.net.config()));
+        self
+    }
+
+    /// The posterior of images (B, 3, H, W).
+    pub(crate) fn encode(&self, images: &Tensor) -> tinyfusion::core::Result<Posterior> {
+        match &self.tiling {
+            Some(tiling) => self.net.encode_tiled(images, tiling),
+            None => self.net.encode(images),
+        }
+    }
+
+    /// Images (B, 3, H, W) of latents (B, L, h, w).
+    fn decode(&self, latents: &Tensor) -> tinyfusion::core::Result<Tensor> {
+        match &self.tiling {
+            Some(tiling) => self.net.decode_tiled(latents, tiling),
+            None => self.net.decode(latents),
+        }
     }
 
     /// Channels and side of the latents of images of `size` pixels.
@@ -61,7 +86,7 @@ impl Vae {
     pub(crate) fn images(&self, latents: &Tensor) -> tinyfusion::core::Result<Tensor> {
         let one = |i: usize| {
             let latent = self.net.unscaled(&latents.narrow(0, i, 1)?)?;
-            to_uint8(&self.net.decode(&latent)?) // (1, 3, H, W)
+            to_uint8(&self.decode(&latent)?) // (1, 3, H, W)
         };
         let all = (0..latents.dim(0)?)
             .map(one)

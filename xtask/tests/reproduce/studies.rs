@@ -13,7 +13,7 @@ fn a_recovery_that_fails_ends_its_row_unless_others_need_its_model() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
-        said.contains("1 of 6 rows could not be measured: jump-by-d8/recovery failed"),
+        said.contains("1 of 7 rows could not be measured: jump-by-d8/recovery failed"),
         "{said}"
     );
     let results = bench.json("out/results.json");
@@ -59,7 +59,7 @@ fn a_study_is_extended_by_seeds_and_its_chains_are_counted_from_the_teacher() {
     let results = bench.json("out/results.json");
     assert_eq!(results["study"]["kind"], "table7");
     let rows = results["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 1 + 2 * 5);
+    assert_eq!(rows.len(), 1 + 2 * 6);
     let row = |id: &str| rows.iter().find(|r| r["id"] == id).unwrap();
     let second = row("halves-seed-1-by-d8");
     for (key, value) in [

@@ -21,7 +21,7 @@ use crate::training_data::DataOptions;
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// Model directory
+    /// A model as `inspect` takes it: PATH or hub://OWNER/REPO, with [#WORD,…]
     model: PathBuf,
     #[command(flatten)]
     data: DataOptions,

@@ -21,7 +21,7 @@ use crate::selection_file::{SELECTION_FILE, read_selection_for};
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// Model directory of the dense network
+    /// The dense network, a model as `inspect` takes it: PATH or hub://OWNER/REPO, with [#WORD,…]
     model: PathBuf,
     /// Model directory to write
     out: PathBuf,

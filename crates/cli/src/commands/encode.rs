@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// Autoencoder: a diffusers folder, or a .safetensors, .pt or .ckpt file of Stable Diffusion's or MAR's
     #[arg(long, value_name = "VAE")]
     vae: PathBuf,
+    /// Encode images larger than the autoencoder was trained on in overlapping tiles: less memory, other latents
+    #[arg(long)]
+    vae_tiles: bool,
     /// Side of the images in pixels
     #[arg(long, default_value_t = 256)]
     size: usize,
@@ -110,6 +113,9 @@ impl Args {
         origin.insert("vae_sha256".into(), vae.sha256.clone());
         origin.insert("images".into(), self.images.display().to_string());
         origin.insert("size".into(), self.size.to_string());
+        if self.vae_tiles {
+            origin.insert("vae_tiles".into(), "true".into());
+        }
         if self.flips == Flips::Applied {
             origin.insert("flips".into(), "applied".into());
         }
@@ -141,7 +147,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let resources = Resources::start();
     args.check()?;
     let images = ImageFolder::open(&args.images, args.size, Augment::Never)?;
-    let vae = Vae::load(&args.vae)?;
+    let vae = Vae::load(&args.vae)?.in_tiles(args.vae_tiles);
     let index = args.index(&vae, &images)?;
     let mut writer = ShardWriter::open(&args.out, &index)?;
     let progress = progress_bar("encode", index.images);
@@ -197,7 +203,7 @@ fn rows(args: &Args, vae: &Vae, x: &Tensor, numbers: &[u64]) -> Result<Tensor> {
     };
     let mut stored = Vec::with_capacity(views.len());
     for view in views {
-        let posterior = vae.net.encode(&view)?;
+        let posterior = vae.encode(&view)?;
         if args.content == Content::Moments {
             stored.push(posterior.moments().clone()); // (B, 2·C, h, w)
             continue;

@@ -24,7 +24,7 @@ use crate::training_data::DataOptions;
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, after_help = defaults())]
 pub(crate) struct Args {
-    /// Model directory of the dense network
+    /// The dense network, a model as `inspect` takes it: PATH or hub://OWNER/REPO, with [#WORD,…]
     model: PathBuf,
     /// Folder of the run
     out: PathBuf,

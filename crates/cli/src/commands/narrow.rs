@@ -41,7 +41,7 @@ use crate::training_data::DataOptions;
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// Model directory of the dense network
+    /// The dense network, a model as `inspect` takes it: PATH or hub://OWNER/REPO, with [#WORD,…]
     model: PathBuf,
     /// Model directory to write
     out: PathBuf,

@@ -29,7 +29,7 @@ use crate::settings::ExportOptions;
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment, after_help = defaults())]
 pub(crate) struct Args {
-    /// Model directory of the cut network
+    /// The cut network, a model as `inspect` takes it
     student: PathBuf,
     /// Folder of the run; the recovered model (averaged weights) lands in OUT/model
     out: PathBuf,

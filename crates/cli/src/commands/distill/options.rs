@@ -71,7 +71,7 @@ enum ScalingFlag {
 
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Options {
-    /// Model directory of the teacher; without it this is plain fine-tuning
+    /// The teacher, a model as `inspect` takes it; without it this is plain fine-tuning
     #[arg(long)]
     pub(super) teacher: Option<PathBuf>,
     /// selection.json that cut the student from the teacher (aligns their hidden states); without it, the one

@@ -59,7 +59,7 @@ use crate::vae::Vae;
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// Model directory
+    /// A model as `inspect` takes it: PATH or hub://OWNER/REPO, with [#WORD,…]
     model: PathBuf,
     /// Folder that gets samples.npz, grid.png and sample.json
     out: PathBuf,
@@ -77,6 +77,9 @@ pub(crate) struct Args {
     /// .ckpt file of Stable Diffusion's or MAR's
     #[arg(long, value_name = "VAE")]
     vae: Option<PathBuf>,
+    /// Decode images larger than the autoencoder was trained on in overlapping tiles: less memory, other images
+    #[arg(long, requires = "vae")]
+    vae_tiles: bool,
     /// Also write every image as OUT/images/NUMBER.png
     #[arg(long)]
     pngs: bool,
@@ -323,7 +326,7 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
                 Error::usage("the model draws images, not latents: leave out --vae").into(),
             );
         }
-        Some(path) => Some(decoder(path, &samples)?),
+        Some(path) => Some(decoder(path, &samples)?.in_tiles(args.vae_tiles)),
         None => None,
     };
     let pixels = samples.are_pixels || vae.is_some();
@@ -339,6 +342,9 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let mut settings = args.record(&classes, &numbers, &model.sha256, &*drawing);
     if let Some(vae) = &vae {
         settings.insert("vae_sha256".into(), vae.sha256.clone().into());
+        if args.vae_tiles {
+            settings.insert("vae_tiles".into(), true.into());
+        }
     }
     if write::is_done(&args.out, &settings)? {
         return Ok(say!("{}: all is there already", args.out.display())?);

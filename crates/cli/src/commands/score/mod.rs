@@ -34,7 +34,7 @@ use crate::selection_file::{SELECTION_FILE, read_selection, write_selection};
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// Model directory of the dense network
+    /// The dense network, a model as `inspect` takes it: PATH or hub://OWNER/REPO, with [#WORD,…]
     model: PathBuf,
     /// Folder that gets selection.json and scores.json
     out: PathBuf,
