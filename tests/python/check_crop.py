@@ -41,7 +41,7 @@ def main() -> None:
             for number in range(IMAGES // 2):
                 width, height = (int(side) * 2 + 1 for side in rng.integers(size // 4, 2 * size, 2))
                 # Noise over waves: edges of every sharpness, and both ends of the scale.
-                y, x = np.mgrid[0:height, 0:width, None][:2]
+                y, x = np.mgrid[0:height, 0:width][..., None]
                 waves = 127 + 110 * np.sin(x / rng.uniform(2, 40) + y / rng.uniform(2, 40) + np.arange(3))
                 pixels = (waves + rng.normal(0, 30, waves.shape)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(source / f"{number:03}.png")
