@@ -78,7 +78,7 @@ pub(crate) fn fetch(
         let local = client.resolve(text, stop)?;
         origin.set(local);
     }
-    client.finish()
+    Ok(())
 }
 
 /// The hub as the environment sets it up, with the lock that was asked for.
@@ -122,6 +122,7 @@ impl<'a> Client<'a> {
     /// Downloads what the cache lacks of a place on the hub.
     pub(crate) fn pull(&mut self, place: &HubPath, stop: &Stop) -> Result<PathBuf> {
         let local = self.hub.resolve(place, &mut Bar { bar: None, stop })?;
+        self.write_lock()?;
         tracing::info!("{place}: {}", local.display());
         Ok(local)
     }
@@ -132,8 +133,8 @@ impl<'a> Client<'a> {
         Ok(self.hub.list(place, &hub::Selection::model(), &mut bar)?)
     }
 
-    /// Writes the lock with all that was pulled.
-    pub(crate) fn finish(self) -> Result<()> {
+    /// Writes the lock with all that was pulled so far.
+    fn write_lock(&self) -> Result<()> {
         match (self.lock, self.hub.lock()) {
             (Some(path), Some(lock)) => Ok(lock.write(path)?),
             _ => Ok(()),

@@ -95,14 +95,19 @@ impl Vae {
     }
 }
 
-/// The config and the weight file of a folder.
-fn of_folder(path: &Path) -> Result<(Option<VaeConfig>, PathBuf)> {
+/// The autoencoder's own folder: `vae` of a pipeline, or the folder itself.
+pub(crate) fn vae_folder(path: &Path) -> PathBuf {
     let inner = path.join("vae");
-    let folder = if inner.is_dir() {
+    if inner.is_dir() {
         inner
     } else {
         path.to_path_buf()
-    };
+    }
+}
+
+/// The config and the weight file of a folder.
+fn of_folder(path: &Path) -> Result<(Option<VaeConfig>, PathBuf)> {
+    let folder = vae_folder(path);
     let file = folder.join("config.json");
     let text = std::fs::read_to_string(&file).map_err(|e| {
         Error::file(

@@ -23,6 +23,7 @@ pub(super) fn of(parts: &[Part]) -> BTreeSet<Missing> {
     let mut missing = BTreeSet::new();
     for Part { preset, plan, .. } in parts {
         let images = preset.latents.iter().map(|l| l.images.as_path());
+        let images = images.chain(preset.by_hand.iter().map(|b| b.path.as_path()));
         let inputs = plan.stages.iter().map(|stage| {
             let read: Vec<&Path> = stage.inputs.iter().map(PathBuf::as_path).collect();
             let outputs: Vec<&Path> = stage.outputs.iter().map(PathBuf::as_path).collect();
@@ -83,7 +84,8 @@ mod tests {
 
     #[test]
     fn the_paper_goes_from_the_hub_to_the_table() {
-        let recipe = embedded("paper");
+        let mut recipe = embedded("paper");
+        recipe.find_teachers(Path::new("runs/paper")).unwrap();
         let names: Vec<&str> = recipe.parts.iter().map(|p| p.name.as_str()).collect();
         assert_eq!(
             names,

@@ -108,11 +108,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.preset.ends_with(".toml") {
         file = paths.at_root(&file);
     }
-    let recipe = Recipe::read(&file)?;
+    let mut recipe = Recipe::read(&file)?;
     let out = match &args.out {
         Some(out) => paths.at_root(out),
         None => Path::new("runs").join(&recipe.name),
     };
+    recipe.find_teachers(&out)?;
     let folder = |part: &Preset| match recipe.alone {
         true => out.clone(),
         false => out.join(&part.name),

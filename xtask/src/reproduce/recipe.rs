@@ -62,6 +62,38 @@ impl Recipe {
     }
 }
 
+/// Begins the teacher of a preset that another part makes: `part:NAME/ROW`.
+const PART: &str = "part:";
+
+impl Recipe {
+    /// Finds the teachers that parts make for later ones, in the folder `out` of the run.
+    pub(crate) fn find_teachers(&mut self, out: &Path) -> Result<()> {
+        let names: Vec<String> = self.parts.iter().map(|part| part.name.clone()).collect();
+        for (i, preset) in self.parts.iter_mut().enumerate() {
+            let said = preset.teacher.display().to_string();
+            let Some(made) = said.strip_prefix(PART) else {
+                continue;
+            };
+            let found = made.split_once('/').filter(|(part, _)| {
+                let before = names.iter().take(i);
+                !self.alone && before.into_iter().any(|name| name == part)
+            });
+            let Some((part, row)) = found else {
+                bail!(
+                    "the teacher of {} is made by another part, {made}; run a preset that has both parts, such as `paper`",
+                    preset.name
+                );
+            };
+            preset.teacher = out
+                .join(part)
+                .join("rows")
+                .join(row)
+                .join("recovered/model");
+        }
+        Ok(())
+    }
+}
+
 /// The list of parts in `path`, if the file is one.
 fn parts(path: &Path) -> Result<Option<Parts>> {
     let text = std::fs::read_to_string(path)
@@ -114,6 +146,20 @@ pub(crate) mod tests {
         }
         let tiny = embedded("tiny");
         assert!(tiny.alone && tiny.parts.len() == 1 && tiny.name == "tiny");
+    }
+
+    #[test]
+    fn a_part_may_make_the_teacher_of_a_later_one() {
+        let mut recipe = embedded("paper");
+        recipe.find_teachers(Path::new("runs/x")).unwrap();
+        let teacher = recipe.parts[2].teacher.display().to_string();
+        assert_eq!(
+            teacher,
+            "runs/x/TinyDiT-D14/rows/learned-2-4-kd-500k/recovered/model"
+        );
+        let mut alone = embedded("TinyDiT-D7");
+        let said = alone.find_teachers(Path::new("runs/x")).unwrap_err();
+        assert!(said.to_string().contains("such as `paper`"), "{said}");
     }
 
     #[test]

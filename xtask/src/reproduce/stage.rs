@@ -376,7 +376,7 @@ fn interrupt(child: &Child) {
 fn interrupt(_: &Child) {} // the console tells every process
 
 /// Largest resident memory of a living process, where /proc tells it.
-fn peak_rss(pid: u32) -> Option<u64> {
+pub(super) fn peak_rss(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     Some(

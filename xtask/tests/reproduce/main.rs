@@ -325,3 +325,23 @@ fn what_is_missing_is_said_before_anything_runs() {
     );
     assert_eq!(bench.calls(), Vec::<String>::new());
 }
+
+#[test]
+fn a_dry_run_prints_everything_and_does_nothing() {
+    let bench = Bench::new();
+    fs::remove_file(bench.path("classifier/config.json")).unwrap();
+    let said = succeeded(&bench.run(&[], &["--dry-run"]));
+    for part in [
+        "/recovery: about ",
+        "$ ",
+        "== Downloads\n\nnone",
+        "== Estimate",
+        "expect on two cores",
+        "== Missing",
+        "classifier/config.json",
+    ] {
+        assert!(said.contains(part), "{part} is missing in\n{said}");
+    }
+    assert_eq!(bench.calls(), Vec::<String>::new());
+    assert!(!bench.path("out").exists());
+}

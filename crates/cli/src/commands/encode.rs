@@ -34,7 +34,7 @@ pub(crate) struct Args {
     images: PathBuf,
     /// Folder that gets latents.json and the shards
     out: PathBuf,
-    /// Autoencoder: a diffusers folder, or a .safetensors, .pt or .ckpt file of Stable Diffusion's or MAR's
+    /// Autoencoder: a diffusers folder, or a file in the names of diffusers, Stable Diffusion or MAR (.safetensors, .pt; kl16.ckpt)
     #[arg(long, value_name = "VAE")]
     vae: PathBuf,
     /// Encode images larger than the autoencoder was trained on in overlapping tiles: less memory, other latents
@@ -56,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
     /// Images of a shard: what an interruption may cost
-    #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..))]
     shard_images: u64,
     /// Seed of the mirroring (--flips applied) and of the noise (--content samples) [default: 0]
     #[arg(long)]

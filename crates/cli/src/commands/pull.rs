@@ -50,8 +50,5 @@ pub(crate) fn run(args: &Args, lock: Option<&Path>, stop: &Stop) -> Result<()> {
             all.push(json!({ "place": place.to_string(), "path": path }));
         }
     }
-    if !args.list {
-        client.finish()?;
-    }
     Ok(say!("{:#}", serde_json::Value::from(all))?)
 }

@@ -84,7 +84,7 @@ impl LatentIndex {
             scale: 1.0,
             dtype: LatentType::F16,
             images,
-            shard_images: 8192,
+            shard_images: 512,
             origin: BTreeMap::new(),
             shards: Vec::new(),
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::measure::Rates;
+use super::rates::Rates;
 use crate::reproduce::preset::Preset;
 use crate::reproduce::vocabulary::Stage;
 
@@ -29,6 +29,14 @@ impl Cost {
             bytes: largest(sum.bytes, one.bytes),
             unknown: sum.unknown + one.unknown,
         })
+    }
+
+    /// What the preset says of a stage.
+    pub(super) fn expected(stage: &Stage) -> Self {
+        Self {
+            seconds: stage.seconds,
+            ..Self::default()
+        }
     }
 
     fn unknown() -> Self {
@@ -74,7 +82,7 @@ fn duration(seconds: f64) -> String {
 /// Reads commands in their order, since the depth of a cut model follows from the cut.
 pub(super) struct Costs<'a> {
     preset: &'a Preset,
-    rates: Option<&'a Rates>,
+    rates: &'a Rates,
     /// Blocks of models, and how many a selection keeps, by path.
     depths: BTreeMap<String, f64>,
 }
@@ -94,13 +102,13 @@ impl Flags<'_> {
 }
 
 impl<'a> Costs<'a> {
-    pub(super) fn new(preset: &'a Preset, rates: Option<&'a Rates>) -> Self {
+    pub(super) fn new(preset: &'a Preset, rates: &'a Rates) -> Self {
         let teacher = preset.teacher.display().to_string();
-        let depth = rates.map(|rates| (teacher, preset.depth.map_or(rates.depth, f64::from)));
+        let depth = preset.depth.map_or(rates.depth, f64::from);
         Self {
             preset,
             rates,
-            depths: depth.into_iter().collect(),
+            depths: BTreeMap::from([(teacher, depth)]),
         }
     }
 
@@ -118,7 +126,7 @@ impl<'a> Costs<'a> {
     }
 
     fn of(&mut self, args: &[String]) -> Option<Cost> {
-        let rates = self.rates?;
+        let rates = self.rates;
         let flags = Flags(args);
         let argument = |i: usize| args.get(i).map(String::as_str);
         let (model, out) = (argument(1)?, argument(2).unwrap_or_default());
@@ -171,11 +179,8 @@ impl<'a> Costs<'a> {
                 self.depths.insert(out.into(), keep);
                 small
             }
-            "narrow" => {
-                let depth = self.depth(model)?;
-                self.depths.insert(out.into(), depth);
-                return None;
-            }
+            // Neither itself nor what is done with a model of other widths.
+            "narrow" => return None,
             "distill" => {
                 let depth = self.depth(model)?;
                 self.depths.insert(format!("{out}/model"), depth);
@@ -236,7 +241,7 @@ fn kept(pattern: &str, depth: f64) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::measure::tests::rates;
+    use super::super::rates::tests::rates;
     use super::*;
     use crate::reproduce::preset::tests::embedded;
 
@@ -269,7 +274,7 @@ mod tests {
     fn the_depth_of_a_cut_model_follows_its_commands() {
         let preset = embedded("table2-dit");
         let rates = rates();
-        let mut costs = Costs::new(&preset, Some(&rates));
+        let mut costs = Costs::new(&preset, &rates);
         let mut of = |text: &str| {
             let words: Vec<String> = text.split(' ').map(String::from).collect();
             costs.of(&words)

@@ -4,140 +4,41 @@
 //! any depth and any batch.
 
 use std::path::Path;
-use std::process::Command;
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::cost::Cost;
+use super::rates::{Draws, Each, FEW, Forward, Plane, Rates, Steps};
 use crate::files;
 use crate::reproduce::preset::{Counted, Preset};
 use crate::reproduce::spec::flags;
-use crate::reproduce::stage::Driver;
+use crate::reproduce::stage::{Driver, peak_rss};
 
 /// Blocks of the two networks, in each of their stages: a group to learn from, and twice that.
 const BLOCKS: [u64; 2] = [2, 4];
-const BATCHES: [u64; 2] = [2, 4];
-/// Images of a draw, and of one that tells what more of them take.
-const FEW: u64 = 2;
+/// Samples of a step, for each core: fewer would leave some of them idle.
+const BATCHES: [u64; 2] = [1, 2];
+/// Images of a draw that tells what more of them take.
 const MORE: u64 = 4;
 /// Counted steps of a draw.
 const DRAWN: [u64; 2] = [2, 4];
-
-/// What the units of every command cost here.
-#[derive(Debug, Clone)]
-pub(super) struct Rates {
-    /// Blocks of the whole network.
-    pub(super) depth: f64,
-    pub(super) learn: Steps,
-    pub(super) fine_tune: Steps,
-    pub(super) forward: Forward,
-    pub(super) sample: Draws,
-    pub(super) encode: Each,
-}
-
-/// a + b·x + c·y + d·x·y, none of them below 0.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Plane([f64; 4]);
-
-impl Plane {
-    /// Through values at the corners of `xs` × `ys`, in the order (0, 0), (1, 0), (0, 1), (1, 1). Noise must not make a
-    /// larger step a cheaper one: what would fall is level.
-    fn through(xs: [u64; 2], ys: [u64; 2], values: [f64; 4]) -> Self {
-        let [x0, x1] = xs.map(|x| x as f64);
-        let [y0, y1] = ys.map(|y| y as f64);
-        let [v00, v10, v01, v11] = values;
-        let d = ((v11 - v01 - v10 + v00) / ((x1 - x0) * (y1 - y0))).max(0.0);
-        let b = ((v10 - v00) / (x1 - x0) - d * y0).max(0.0);
-        let c = ((v01 - v00) / (y1 - y0) - d * x0).max(0.0);
-        let a = (v00 - b * x0 - c * y0 - d * x0 * y0).max(0.0);
-        Self([a, b, c, d])
-    }
-
-    fn at(self, x: f64, y: f64) -> f64 {
-        let [a, b, c, d] = self.0;
-        a + b * x + c * y + d * x * y
-    }
-}
-
-/// Training steps, over blocks and batch.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Steps {
-    seconds: Plane,
-    bytes: Plane,
-}
-
-impl Steps {
-    pub(super) fn steps(&self, depth: f64, batch: f64, steps: f64) -> Cost {
-        Cost {
-            seconds: steps * self.seconds.at(depth, batch),
-            bytes: Some(self.bytes.at(depth, batch)),
-            unknown: 0,
-        }
-    }
-}
-
-/// Samples that pass the network once.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Forward {
-    /// Of one sample: over blocks, and nothing else.
-    seconds: Plane,
-    bytes: Plane,
-}
-
-impl Forward {
-    pub(super) fn samples(&self, depth: f64, samples: f64) -> Cost {
-        Cost {
-            seconds: samples * self.seconds.at(depth, 0.0),
-            bytes: Some(self.bytes.at(depth, 0.0)),
-            unknown: 0,
-        }
-    }
-}
-
-/// Images drawn, and decoded where the preset says by what.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Draws {
-    /// Of one image: over blocks and counted steps.
-    seconds: Plane,
-    /// Of one image and one step of a MAR's tokens, beyond the measured ones.
-    token_step: f64,
-    /// Steps of the tokens that are in `seconds`.
-    token_steps: f64,
-    decode: f64,
-    bytes: Plane,
-    /// Of every image at a time beyond the measured ones.
-    image_bytes: f64,
-    /// Images that are drawn at a time.
-    at_a_time: f64,
-}
-
-impl Draws {
-    pub(super) fn images(&self, depth: f64, counted: f64, steps: f64, count: f64) -> Cost {
-        let tokens = self.token_step * (steps - self.token_steps).max(0.0);
-        let more = (count.min(self.at_a_time) - FEW as f64).max(0.0);
-        Cost {
-            seconds: count * (self.seconds.at(depth, counted) + tokens + self.decode),
-            bytes: Some(self.bytes.at(depth, counted) + more * self.image_bytes),
-            unknown: 0,
-        }
-    }
-}
-
-/// One image.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Each {
-    pub(super) seconds: f64,
-    pub(super) bytes: f64,
-}
 
 #[derive(Deserialize)]
 struct Resources {
     seconds: f64,
     #[serde(default)]
     peak_rss_bytes: Option<f64>,
+}
+
+/// What a command left.
+struct Ran {
+    printed: Vec<u8>,
+    seconds: f64,
+    /// Its peak memory, as often as that was looked at.
+    bytes: f64,
 }
 
 /// Runs commands in a folder of its own.
@@ -180,14 +81,24 @@ impl Rates {
 }
 
 impl Lab<'_> {
-    /// Runs the binary with these words; returns what it printed and the seconds.
-    fn run(&self, words: &[String]) -> Result<(Vec<u8>, f64)> {
+    /// Runs the binary with these words.
+    fn run(&self, words: &[String]) -> Result<Ran> {
         println!("$ {} {}", self.driver.binary.display(), words.join(" "));
         let started = Instant::now();
-        let out = Command::new(self.driver.absolute_binary())
+        let mut child = Command::new(self.driver.absolute_binary())
             .args(words)
-            .output()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .context("the binary cannot be started")?;
+        // What is printed is short, so that no pipe is full before the end.
+        let mut bytes = 0.0f64;
+        while child.try_wait()?.is_none() {
+            bytes = bytes.max(peak_rss(child.id()).unwrap_or(0) as f64);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let out = child.wait_with_output()?;
         if !out.status.success() {
             bail!(
                 "`{}` failed: {}",
@@ -195,7 +106,11 @@ impl Lab<'_> {
                 String::from_utf8_lossy(&out.stderr)
             );
         }
-        Ok((out.stdout, started.elapsed().as_secs_f64()))
+        Ok(Ran {
+            printed: out.stdout,
+            seconds,
+            bytes,
+        })
     }
 
     fn words(&self, text: &str) -> Vec<String> {
@@ -207,7 +122,7 @@ impl Lab<'_> {
 
     /// Blocks of a preset of the binary, and in how many stages they are.
     fn depth_of(&self, model: &str) -> Result<(f64, u64)> {
-        let (printed, _) = self.run(&self.words("models --json"))?;
+        let printed = self.run(&self.words("models --json"))?.printed;
         let all: Vec<Value> = serde_json::from_slice(&printed)?;
         let found = all
             .iter()
@@ -255,7 +170,8 @@ impl Lab<'_> {
         table.retain(|key, _| !OURS.contains(&key));
         let own = flags(verb, &table)?;
         let (mut seconds, mut bytes) = (Vec::new(), Vec::new());
-        for batch in BATCHES {
+        let batches = BATCHES.map(|each| each * self.driver.machine.cores as u64);
+        for batch in batches {
             for blocks in self.depths {
                 let out = format!("@/{verb}-{blocks}-{batch}");
                 let mut words = self.words(&format!(
@@ -272,37 +188,30 @@ impl Lab<'_> {
             }
         }
         Ok(Steps {
-            seconds: plane(self.depths, BATCHES, &seconds)?,
-            bytes: plane(self.depths, BATCHES, &bytes)?,
+            seconds: plane(self.depths, batches, &seconds)?,
+            bytes: plane(self.depths, batches, &bytes)?,
         })
     }
 
     /// Seconds of a sample in `loss`: what more samples cost more.
     fn forward(&self) -> Result<Forward> {
         const IMAGES: [u64; 2] = [2, 16];
-        let mut each = Vec::new();
-        for blocks in self.depths {
-            let mut seconds = Vec::new();
-            for images in IMAGES {
-                let words = self.words(&format!(
+        let (mut seconds, mut bytes) = (Vec::new(), Vec::new());
+        for images in IMAGES {
+            for blocks in self.depths {
+                let ran = self.run(&self.words(&format!(
                     "loss @/{blocks}/model --data @/{blocks}/latents.safetensors --images {images} --seed 0"
-                ));
-                seconds.push(self.run(&words)?.1);
+                )))?;
+                seconds.push(ran.seconds);
+                bytes.push(ran.bytes);
             }
-            each.push((seconds[1] - seconds[0]).max(0.0) / (IMAGES[1] - IMAGES[0]) as f64);
         }
-        // Weights alone: `loss` and the scores keep little else.
-        let weights = |blocks: u64| -> Result<f64> {
-            let file = self
-                .folder
-                .join(format!("{blocks}/model/model.safetensors"));
-            Ok(std::fs::metadata(file)?.len() as f64)
-        };
-        let bytes = [weights(self.depths[0])?, weights(self.depths[1])?];
-        let flat = |v: &[f64]| Plane::through(self.depths, [0, 1], [v[0], v[1], v[0], v[1]]);
+        let each =
+            |i: usize| (seconds[i + 2] - seconds[i]).max(0.0) / (IMAGES[1] - IMAGES[0]) as f64;
+        let seconds = [each(0), each(1), each(0), each(1)];
         Ok(Forward {
-            seconds: flat(&each),
-            bytes: flat(&bytes),
+            seconds: Plane::through(self.depths, [0, 1], seconds),
+            bytes: plane(self.depths, IMAGES, &bytes)?,
         })
     }
 
@@ -359,9 +268,13 @@ impl Lab<'_> {
             }
             false => 0.0,
         };
-        let decode = match self.preset.latents {
-            Some(_) => (draw(blocks, FEW, counts, TOKEN_STEPS[0], true)?.0 - seconds[0]).max(0.0),
-            None => 0.0,
+        // An autoencoder decodes one image at a time in every lane.
+        let (decode, decode_bytes) = match self.preset.latents {
+            Some(_) => {
+                let with = draw(blocks, FEW, counts, TOKEN_STEPS[0], true)?;
+                ((with.0 - seconds[0]).max(0.0), (with.1 - bytes[0]).max(0.0))
+            }
+            None => (0.0, 0.0),
         };
         let more = draw(blocks, MORE, counts, TOKEN_STEPS[0], false)?.1 - bytes[0];
         let batch = table.get("batch-size").and_then(toml::Value::as_integer);
@@ -374,6 +287,7 @@ impl Lab<'_> {
             token_step,
             token_steps: TOKEN_STEPS[0] as f64,
             decode,
+            decode_bytes,
             bytes: plane(self.depths, DRAWN, &bytes)?,
         })
     }
@@ -385,18 +299,24 @@ impl Lab<'_> {
                 bytes: 0.0,
             });
         };
-        /// As many as the stand-in has.
-        const IMAGES: f64 = 2.0;
         let vae = self.depths[0];
-        let mut words = self.words(&format!(
-            "encode @/{vae}/images @/latents --vae @/{vae}/vae"
-        ));
-        words.extend(flags("encode", &latents.flags)?);
-        self.run(&words)?;
-        let resources: Resources = files::read_json(&self.folder.join("latents/resources.json"))?;
+        let flags = flags("encode", &latents.flags)?;
+        let encode = |images: &str| -> Result<Resources> {
+            let mut words = self.words(&format!(
+                "encode @/{vae}/{images} @/latents --vae @/{vae}/vae"
+            ));
+            words.extend(flags.clone());
+            self.run(&words)?;
+            let out = self.folder.join("latents");
+            let resources = files::read_json(&out.join("resources.json"))?;
+            files::remove(&out)?;
+            Ok(resources)
+        };
+        // One image and two: what reading the network takes is in both.
+        let (one, two) = (encode("image")?, encode("images")?);
         Ok(Each {
-            seconds: resources.seconds / IMAGES,
-            bytes: resources.peak_rss_bytes.unwrap_or(0.0),
+            seconds: (two.seconds - one.seconds).max(0.0),
+            bytes: two.peak_rss_bytes.unwrap_or(0.0),
         })
     }
 }
@@ -428,50 +348,8 @@ fn step_seconds(metrics: &Path) -> Result<f64> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-
-    /// Made up: a block of a sample takes a second in `learn`, half a second in the others.
-    pub(in super::super) fn rates() -> Rates {
-        let steps = |block: f64| Steps {
-            seconds: Plane([0.1, 0.0, 0.2, block]),
-            bytes: Plane([1e6, 1e5, 0.0, 1e4]),
-        };
-        Rates {
-            depth: 16.0,
-            learn: steps(1.0),
-            fine_tune: steps(0.5),
-            forward: Forward {
-                seconds: Plane([0.1, 0.5, 0.0, 0.0]),
-                bytes: Plane([1e6, 1e5, 0.0, 0.0]),
-            },
-            sample: Draws {
-                seconds: Plane([0.0, 0.0, 0.1, 0.5]),
-                token_step: 0.0,
-                token_steps: 4.0,
-                decode: 1.0,
-                bytes: Plane([1e6, 1e5, 0.0, 0.0]),
-                image_bytes: 1e3,
-                at_a_time: 100.0,
-            },
-            encode: Each {
-                seconds: 2.0,
-                bytes: 1e6,
-            },
-        }
-    }
-
-    #[test]
-    fn four_corners_give_the_plane_and_noise_does_not_make_larger_cheaper() {
-        let truth = Plane([1.0, 2.0, 3.0, 4.0]);
-        let corner = |x: u64, y: u64| truth.at(x as f64, y as f64);
-        let values = [corner(2, 2), corner(4, 2), corner(2, 4), corner(4, 4)];
-        let found = Plane::through(BLOCKS, BATCHES, values);
-        assert!((found.at(28.0, 128.0) - truth.at(28.0, 128.0)).abs() < 1e-9);
-        let noisy = Plane::through(BLOCKS, BATCHES, [5.0, 4.0, 6.0, 5.5]);
-        assert!(noisy.at(28.0, 2.0) >= noisy.at(4.0, 2.0));
-        assert!(noisy.at(4.0, 128.0) >= noisy.at(4.0, 2.0));
-    }
 
     #[test]
     fn seconds_of_a_step_leave_the_first_out() {

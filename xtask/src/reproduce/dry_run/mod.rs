@@ -2,6 +2,7 @@
 
 mod cost;
 mod measure;
+mod rates;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,10 +13,10 @@ use serde::Deserialize;
 
 use super::plan::on_hub;
 use super::stage::Driver;
-use super::{Part, missing};
+use super::{Leftover, Part, missing};
 use crate::files;
 use cost::{Cost, Costs};
-use measure::Rates;
+use rates::Rates;
 
 /// What `tinyfusion pull --list` says of one place.
 #[derive(Deserialize)]
@@ -29,10 +30,20 @@ struct Listed {
 pub(super) fn run(parts: &[Part], lock: &Path) -> Result<()> {
     let rates = measured(parts)?;
     let mut totals = Vec::new();
+    let mut encoded = BTreeSet::new();
     for part in parts {
         println!("\n== {}\n", part.preset.name);
-        let costs = Costs::new(&part.preset, rates.get(&part.preset.model));
-        let costs = costs.of_stages(&part.plan.stages);
+        let mut costs: Vec<Cost> = match rates.get(&part.preset.model) {
+            Some(rates) => Costs::new(&part.preset, rates).of_stages(&part.plan.stages),
+            // What the preset itself expects on two cores.
+            None => part.plan.stages.iter().map(Cost::expected).collect(),
+        };
+        // Latents that an earlier part has encoded are there already.
+        for (stage, cost) in part.plan.stages.iter().zip(&mut costs) {
+            if stage.leftover == Leftover::Shared && !encoded.insert(stage.folder.clone()) {
+                *cost = Cost::default();
+            }
+        }
         for (i, (stage, cost)) in part.plan.stages.iter().zip(&costs).enumerate() {
             let number = i + 1;
             println!("[{number}/{}] {}: {cost}", costs.len(), stage.name);
@@ -165,6 +176,9 @@ fn estimate(parts: &[Part], totals: &[(&str, Cost)]) {
              by hand), or run the printed commands on a larger machine",
             gigabytes(largest as u64)
         );
+    }
+    if parts.iter().any(|p| p.preset.model.is_none()) {
+        println!("presets without `model`: the times are those that they expect on two cores");
     }
     if totals.iter().any(|(_, total)| total.unknown > 0) {
         println!("stages without an estimate are not in the sums");

@@ -1,6 +1,6 @@
 //! The stages that measure a model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -21,7 +21,7 @@ impl Planner<'_> {
             name: "latents/encoding".into(),
             args,
             // Not the images, whose hash would take as long as the work; the command compares their number.
-            inputs: Vec::new(),
+            inputs: vec![latents.vae.clone()],
             outputs: vec![latents.folder.join(LATENTS)],
             folder: Some(latents.folder.clone()),
             leftover: Leftover::Shared,
@@ -126,6 +126,9 @@ impl Planner<'_> {
         let counted = preset.sample.counted.flag();
         args.extend(strings(&[counted, &row.sampling_steps.to_string()]));
         args.extend(flags("sample", &preset.sample.flags)?);
+        let mut inputs = vec![model.to_path_buf()];
+        let vae = preset.sample.flags.get("vae");
+        inputs.extend(vae.and_then(toml::Value::as_str).map(PathBuf::from));
         let id = row.id.clone();
         let outputs = vec![
             npz.clone(),
@@ -138,10 +141,11 @@ impl Planner<'_> {
             Stage {
                 name: format!("{id}/sampling"),
                 args,
-                inputs: vec![model.to_path_buf()],
+                inputs,
                 outputs,
                 folder: Some(samples),
-                leftover: Leftover::Remove,
+                // Every batch is kept as it is drawn.
+                leftover: Leftover::Resume,
                 capture: None,
                 seconds,
             },

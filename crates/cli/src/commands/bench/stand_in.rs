@@ -14,7 +14,7 @@ use crate::output::say;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Folder that gets model/, latents.safetensors and, with --vae, vae/ and images/
+    /// Folder that gets model/, latents.safetensors and, with --vae, vae/, image/ and images/ (one and two)
     out: PathBuf,
     /// Preset of the network (`tinyfusion models` lists them)
     #[arg(long)]
@@ -30,9 +30,8 @@ pub(super) struct Args {
     seed: u64,
 }
 
-/// How many latents and images there are, of two classes. An autoencoder takes seconds for an image.
+/// How many latents there are, of two classes.
 const LATENTS: usize = 16;
-const IMAGES: usize = 2;
 
 /// Writes random weights at a published width, and data for them: what a step costs does not depend on their values.
 pub(super) fn run(args: &Args) -> Result<()> {
@@ -66,7 +65,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     };
     if let Some(side) = args.vae {
         autoencoder(&args.out.join("vae"), &vae, args.seed)?;
-        images(&args.out.join("images"), side)?;
+        images(&args.out.join("image"), side, 1)?;
+        images(&args.out.join("images"), side, 2)?;
     }
     Ok(say!("{}", args.out.display())?)
 }
@@ -120,9 +120,9 @@ fn autoencoder(folder: &Path, config: &VaeConfig, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Noise, in two classes.
-fn images(folder: &Path, side: u32) -> Result<()> {
-    for number in 0..IMAGES {
+/// So many images of noise, each a class. An autoencoder takes seconds for one.
+fn images(folder: &Path, side: u32, count: usize) -> Result<()> {
+    for number in 0..count {
         let class = folder.join((number % 2).to_string());
         std::fs::create_dir_all(&class).map_err(|e| Error::file(&class, e))?;
         let mut rng = StepRng::new(0, number as u64, stream::SAMPLE);

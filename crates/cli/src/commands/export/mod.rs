@@ -15,6 +15,7 @@ use crate::family::{Architecture, Family, Model, description, with_family};
 use crate::hub::Inputs;
 use crate::output::say;
 use crate::source::DESCRIPTION;
+use crate::vae::vae_folder;
 
 use card::Card;
 
@@ -111,7 +112,10 @@ pub(crate) struct ForOriginal {
 impl Args {
     /// What is read.
     pub(crate) fn inputs(&mut self) -> Inputs<'_> {
-        Inputs::default().and([&mut self.model]).and(&mut self.vae)
+        Inputs::default()
+            .and([&mut self.model])
+            .and(&mut self.vae)
+            .and(&mut self.metrics)
     }
 }
 
@@ -237,6 +241,7 @@ fn pipeline(has_vae: bool) -> Value {
 
 /// The files of an AutoencoderKL.
 fn vae_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let folder = &vae_folder(folder);
     let config = folder.join("config.json");
     let found = json_of(&config)?;
     let class = found.get("_class_name").and_then(Value::as_str);

@@ -43,8 +43,8 @@ use crate::vae::Vae;
 /// Draw images: samples.npz, a PNG grid and the speed.
 ///
 /// Image i has class i mod K (or the classes of --classes in turn), and its noise depends on the seed and i alone: grids of
-/// different models start from the same noise, and neither the batch size nor the share changes an image. A model of
-/// latents gives images with --vae; without it its latents, (N, C, H, W) f32, and no pictures.
+/// different models start from the same noise, and neither the batch size nor the share changes an image (but with
+/// --sampler dopri5, whose steps are chosen for a whole batch). A model of latents gives images with --vae; without it its latents, (N, C, H, W) f32, and no pictures.
 ///
 /// What is drawn is kept in OUT/parts until all is there: the same command goes on after an interruption, and does nothing
 /// where all is done.
@@ -73,8 +73,8 @@ pub(crate) struct Args {
     /// model_index.json (id2label) beside the model
     #[arg(long, value_name = "CLASS,…", value_delimiter = ',')]
     classes: Vec<String>,
-    /// Autoencoder that turns a model's latents into images: a diffusers folder, or a .safetensors, .pt or
-    /// .ckpt file of Stable Diffusion's or MAR's
+    /// Autoencoder that turns a model's latents into images: a diffusers folder, or a file in the names of diffusers,
+    /// Stable Diffusion or MAR (.safetensors, .pt; kl16.ckpt)
     #[arg(long, value_name = "VAE")]
     vae: Option<PathBuf>,
     /// Decode images larger than the autoencoder was trained on in overlapping tiles: less memory, other images
