@@ -326,6 +326,8 @@ fn table_1_is_a_product_of_criteria_depths_recoveries_and_budgets() {
         "learned-3-4_3-4_2-4_3-4-ft-200-steps",
         "oracle-kd-200-steps",
         "width-half-kd-600-steps",
+        "random-any-11-seed-0-ft-600-steps",
+        "random-search-8-kd-200-steps",
     ] {
         has(id);
     }
@@ -442,7 +444,8 @@ fn what_does_not_fit_together_is_named() {
     );
     // Features of a teacher that the student was not cut from have no counterpart.
     let said = refused(&|p| {
-        p.recoveries[2].flags.remove("align");
+        let taught = p.recoveries.iter_mut().find(|r| r.id == "by-d8");
+        taught.unwrap().flags.remove("align");
     });
     assert!(
         said.contains("recovery `by-d8`") && said.contains("or features = \"none\""),
