@@ -375,6 +375,8 @@ pub(crate) fn classify(error: &ureq::Error) -> Failure {
             | Kind::HostUnreachable
             | Kind::NetworkDown
             | Kind::AddrNotAvailable => Failure::Unreachable(cause),
+            // The resolver's errors have no kind of their own, only these words of the standard library.
+            _ if cause.contains("failed to lookup address") => Failure::Unreachable(cause),
             _ => Failure::Broken(cause),
         },
         ureq::Error::Timeout(_) => Failure::Broken("the server fell silent".into()),
@@ -384,7 +386,21 @@ pub(crate) fn classify(error: &ureq::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use super::same_origin;
+    use super::{Failure, classify, same_origin};
+
+    #[test]
+    #[cfg(unix)] // elsewhere the words are others
+    fn a_host_without_an_address_cannot_be_reached() {
+        use std::net::ToSocketAddrs;
+        let error = ("no-such-host.invalid", 443).to_socket_addrs().err();
+        let error = error.expect("the top-level domain `invalid` has no hosts");
+        let found = classify(&ureq::Error::Io(error));
+        assert!(
+            matches!(found, Failure::Unreachable(_)),
+            "{}",
+            found.brief()
+        );
+    }
 
     #[test]
     fn the_token_stays_with_its_origin() {
