@@ -56,7 +56,8 @@ impl Root {
             .collect())
     }
 
-    /// The roots that a dictionary has: those of `ema`, `model` and `model_ema` that are there, or else `plain`.
+    /// The roots that a dictionary has: those of `ema`, `model` and `model_ema` that are there, and `plain` where a name
+    /// stands under none of them.
     pub fn present(tensors: &StateDict) -> Vec<Self> {
         Self::among(&tensors.names().collect::<Vec<_>>())
     }
@@ -65,12 +66,12 @@ impl Root {
     pub(crate) fn among(names: &[&str]) -> Vec<Self> {
         let has = |root: &Self| names.iter().any(|n| n.starts_with(root.prefix()));
         let rooted = [Self::Ema, Self::Model, Self::ModelEma];
-        let rooted: Vec<Self> = rooted.into_iter().filter(has).collect();
-        if rooted.is_empty() && !names.is_empty() {
-            vec![Self::Plain]
-        } else {
-            rooted
+        let mut found: Vec<Self> = rooted.into_iter().filter(has).collect();
+        let is_rooted = |name: &&str| found.iter().any(|r| name.starts_with(r.prefix()));
+        if !names.iter().all(is_rooted) {
+            found.push(Self::Plain);
         }
+        found
     }
 }
 

@@ -106,6 +106,23 @@ fn mar_calls_its_average_model_ema() {
 }
 
 #[test]
+fn what_lightning_puts_around_the_weights_is_named() {
+    let path = golden("lightning.ckpt");
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert_eq!(checkpoint.roots(), [Root::ModelEma, Root::Plain]);
+    assert!(checkpoint.others().contains(&"optimizer_states".into()));
+    let loaded = read(&path, Some(Root::Plain)).unwrap();
+    let names: Vec<&str> = loaded.tensors.names().collect();
+    assert_eq!(
+        names,
+        ["decoder.conv_in.weight", "loss.logvar", "model_ema.decay"]
+    );
+    // Nothing is left out without a word.
+    let error = read(&path, None).unwrap_err().to_string();
+    assert!(error.contains("`model_ema`, `plain`"), "{error}");
+}
+
+#[test]
 fn strided_views_parameters_and_shared_storages() {
     assert_same(
         &read(&golden("views.pt"), None).unwrap().tensors,

@@ -192,6 +192,16 @@ fn pickles_that_would_do_harm() {
         let error = error_of(pickle);
         assert!(error.contains(says), "{says}: {error}");
     }
+    // A dictionary filled entry by entry is no deeper for it, and neither is a list.
+    let mut filled = vec![0x80, 2, b'}'];
+    for i in 0..1000u32 {
+        filled.push(b'J');
+        filled.extend(i.to_le_bytes());
+        filled.extend(b"]NaNas");
+    }
+    filled.push(b'.');
+    let error = error_of(&filled);
+    assert!(error.contains("holds no tensors"), "{error}");
     // Without nesting: a wide value copied again and again.
     let mut wide = vec![0x80, 2, b'('];
     wide.extend(vec![b'N'; 1000]);
@@ -223,7 +233,7 @@ fn entries_that_are_no_tensors() {
     out.extend(b"K\x01u.");
     let error = error_of(&out);
     assert!(
-        error.contains("`state_dict`") && error.contains("`model_ema`"),
+        error.contains("`epoch`") && error.contains("`model_ema`"),
         "{error}"
     );
 }

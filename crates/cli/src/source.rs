@@ -13,6 +13,7 @@ use tinyfusion::core::Error;
 use tinyfusion::models::import::{Recognised, Shapes, Sizes, recognise};
 
 use crate::address::Address;
+use crate::class_names::{self, ClassNames};
 use crate::family::{Dit, Family, MaskedAutoregressive, Sit};
 use crate::model::expected_tensors;
 
@@ -31,8 +32,19 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Reads what stands at an address, but no weights.
+    /// Reads what stands at an address, but no weights; the config has the names of the classes that lie beside it.
     pub(crate) fn open(address: &Path) -> Result<Self> {
+        let mut source = Self::open_alone(address)?;
+        match ClassNames::beside(source.checkpoint.path()) {
+            Ok(names) if !names.is_empty() => source.config[class_names::KEY] = json!(names),
+            Ok(_) => {}
+            // It may be somebody else's file of that name, and numbers do without.
+            Err(e) => tracing::warn!("{e}"),
+        }
+        Ok(source)
+    }
+
+    fn open_alone(address: &Path) -> Result<Self> {
         let address = Address::parse(address)?;
         let checkpoint = Checkpoint::open(&address.path)?;
         if checkpoint.format() == Format::ModelDir {
@@ -79,7 +91,11 @@ impl Source {
     pub(crate) fn load(self) -> Result<LoadedModel> {
         let path = self.checkpoint.path();
         if self.checkpoint.format() == Format::ModelDir {
-            return Ok(load_model_dir(path, DTypePolicy::F32, &Device::Cpu)?);
+            let loaded = load_model_dir(path, DTypePolicy::F32, &Device::Cpu)?;
+            return Ok(LoadedModel {
+                config: self.config,
+                ..loaded
+            });
         }
         let (root, dtype, device) = (self.root, DTypePolicy::F32, Device::Cpu);
         let weights = match &self.recognised {

@@ -3,12 +3,13 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use tinyfusion::core::{Error, LatentBatch};
-use tinyfusion::data::shapes::{Shapes, ShapesConfig, Split};
+use tinyfusion::data::shapes::{self, Shapes, ShapesConfig, Split};
 use tinyfusion::data::{
     Augment, INDEX_FILE, ImageFolder, Loader, NpyLatents, PackedLatents, ShardedLatents, Source,
 };
 use tinyfusion::train::{Progress, Stop};
 
+use crate::class_names::ClassNames;
 use crate::family::{Family, Model};
 use crate::output::progress_bar;
 
@@ -41,6 +42,14 @@ impl DataOptions {
     /// Whether the flag was given.
     pub(crate) fn is_given(&self) -> bool {
         self.data.is_some()
+    }
+
+    /// Names of its classes, where it has some.
+    pub(crate) fn class_names(&self) -> Result<ClassNames> {
+        Ok(match self.name() {
+            "shapes" => ClassNames::listed(shapes::CLASSES),
+            place => ClassNames::of_folder(Path::new(place))?,
+        })
     }
 
     /// Opens the data and checks that it fits the model.

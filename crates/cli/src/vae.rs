@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use tinyfusion::checkpoint::{Checkpoint, DTypePolicy, Loaded};
-use tinyfusion::core::Error;
+use tinyfusion::checkpoint::{Checkpoint, DTypePolicy, Loaded, Root};
+use tinyfusion::core::{Error, StateDict};
 use tinyfusion::data::to_uint8;
 use tinyfusion::models::vae::{Layout, Posterior, Tiling};
 use tinyfusion::models::{AutoencoderKl, VaeConfig};
@@ -34,8 +34,10 @@ impl Vae {
             false => (None, path.to_path_buf()),
         };
         let file = Checkpoint::open(&weights)?;
-        // Published files hold the one network, under `model` or plainly.
-        let loaded = file.load(file.choose(None)?, DTypePolicy::F32, &Device::Cpu)?;
+        // Published files hold the one network, under `model` or plainly; what else a training checkpoint has is not it.
+        let plain = file.roots().contains(&Root::Plain).then_some(Root::Plain);
+        let mut loaded = file.load(file.choose(plain)?, DTypePolicy::F32, &Device::Cpu)?;
+        loaded.tensors = network_of(&loaded.tensors);
         let config = match config {
             Some(config) => config,
             None => known_sizes(&loaded)?,
@@ -125,6 +127,16 @@ fn of_folder(path: &Path) -> Result<(Option<VaeConfig>, PathBuf)> {
         )
         .into()),
     }
+}
+
+/// The tensors without those of Stable Diffusion's training checkpoints that belong to its loss (a discriminator among
+/// them) or repeat the weights, averaged, under other names.
+fn network_of(tensors: &StateDict) -> StateDict {
+    let is_network = |name: &str| !["loss.", "model_ema."].iter().any(|p| name.starts_with(p));
+    let network = tensors.iter().filter(|(name, _)| is_network(name));
+    network
+        .map(|(name, t)| (name.to_string(), t.clone()))
+        .collect()
 }
 
 /// The published autoencoder whose tensors these are.

@@ -116,9 +116,11 @@ impl Guard<'_> {
             }
             b'Q' => self.join(1)?,
             0x85..=0x87 => self.join(usize::from(op - 0x84))?,
-            // A call, a new object, an object's state, a list's item: two values become one.
-            b'R' | 0x81 | b'b' | b'a' => self.join(2)?,
-            b's' => self.join(3)?,
+            // A call, a new object, an object's state: two values become one.
+            b'R' | 0x81 | b'b' => self.join(2)?,
+            // A list's item, a dictionary's entry: into what is there already.
+            b'a' => self.put(1)?,
+            b's' => self.put(2)?,
             b't' => {
                 let items = self.above_mark()?;
                 self.push(items)?;
@@ -187,6 +189,16 @@ impl Guard<'_> {
             all = merged(all, self.pop()?);
         }
         self.push(deeper(all))
+    }
+
+    /// The last `n` values into the container below them, which is no deeper for having many.
+    fn put(&mut self, n: usize) -> Result<(), String> {
+        let mut items = Size { depth: 0, parts: 0 };
+        for _ in 0..n {
+            items = merged(items, self.pop()?);
+        }
+        let container = self.pop()?;
+        self.push(merged(container, deeper(items)))
     }
 
     /// Everything above the last mark as one.

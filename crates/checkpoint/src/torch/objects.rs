@@ -33,6 +33,7 @@ pub(super) fn tensors(object: &Object) -> Result<(Vec<Described>, Vec<String>), 
             .find(|r| *r != Root::Plain && r.to_string() == *key),
         _ => None,
     };
+    let (pairs, around) = unwrapped(pairs);
     let has_roots = pairs
         .iter()
         .any(|(key, value)| root_of(key).is_some() && matches!(value, Object::Dict(_)));
@@ -55,15 +56,16 @@ pub(super) fn tensors(object: &Object) -> Result<(Vec<Described>, Vec<String>), 
             _ => others.push(text),
         }
     }
+    let all: Vec<String> = around.iter().chain(&others).cloned().collect();
     if found.is_empty() {
         let roots: Vec<String> = Root::ALL[1..].iter().map(|r| format!("`{r}`")).collect();
         return Err(format!(
             "holds no tensors by name and no {} with such; it holds {}",
             roots.join(", "),
-            if others.is_empty() {
+            if all.is_empty() {
                 "nothing".into()
             } else {
-                listed(&others)
+                listed(&all)
             }
         ));
     }
@@ -74,7 +76,24 @@ pub(super) fn tensors(object: &Object) -> Result<(Vec<Described>, Vec<String>), 
             listed(&others)
         ));
     }
-    Ok((found, others))
+    Ok((found, all))
+}
+
+/// The dictionary that PyTorch Lightning (and with it Stable Diffusion's code) puts under `state_dict`, and what lies
+/// around it; any other dictionary is as it is.
+fn unwrapped(pairs: &[(Object, Object)]) -> (&[(Object, Object)], Vec<String>) {
+    let is_state = |key: &Object| matches!(key, Object::Unicode(key) if key == "state_dict");
+    let state = pairs.iter().find_map(|(key, value)| match value {
+        Object::Dict(inner) if is_state(key) => Some(inner),
+        _ => None,
+    });
+    match state {
+        None => (pairs, Vec::new()),
+        Some(inner) => {
+            let around = pairs.iter().filter(|(key, _)| !is_state(key));
+            (inner, around.map(|(key, _)| label(key)).collect())
+        }
+    }
 }
 
 /// The state of PyTorch's own dictionaries: nothing of the weights.

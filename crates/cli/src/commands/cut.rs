@@ -111,10 +111,9 @@ fn cut<F: Family>(args: &Args) -> Result<()> {
     } else {
         DTypePolicy::F32
     };
-    save::<F>(
+    save(
         &args.out,
-        &config,
-        &model.process,
+        &model.description(&config)?,
         &weights,
         &provenance,
         dtype,

@@ -9,6 +9,7 @@ use tinyfusion::data::{
 };
 use tinyfusion::train::Stop;
 
+use crate::class_names::{ClassNames, LABELS_FILE};
 use crate::hub::Inputs;
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
@@ -227,15 +228,10 @@ fn mirrored(x: &Tensor) -> Result<Tensor> {
         .contiguous()?)
 }
 
-/// The names of the classes, as `sample --classes` reads them beside a model.
+/// The names of the classes: a model that is trained on these latents takes them over.
 fn write_labels(out: &Path, names: &[String]) -> Result<()> {
-    let labels: BTreeMap<String, &String> = names
-        .iter()
-        .enumerate()
-        .map(|(i, name)| (i.to_string(), name))
-        .collect();
-    let text = serde_json::to_string_pretty(&labels)?;
-    let path = out.join(super::sample::LABELS_FILE);
+    let text = serde_json::to_string_pretty(&ClassNames::listed(names))?;
+    let path = out.join(LABELS_FILE);
     Ok(tinyfusion::checkpoint::write_atomic(path, |f| {
         f.write_all(format!("{text}\n").as_bytes())
     })?)

@@ -218,10 +218,9 @@ fn narrow<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     } else {
         DTypePolicy::F32
     };
-    save::<F>(
+    save(
         &args.out,
-        &config,
-        &model.process,
+        &model.description(&config)?,
         &weights,
         &provenance,
         dtype,

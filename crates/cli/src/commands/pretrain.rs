@@ -256,7 +256,13 @@ impl Job<'_> {
             from_sha256: from.as_ref().map(|(sha256, _)| sha256.as_str()),
         };
         let dir = RunDir::open(&self.args.out, &settings)?;
-        let mut model = Model::<F>::fresh(&self.args.out, config, process, weights);
+        let mut model = Model::<F>::fresh(
+            &self.args.out,
+            config,
+            process,
+            DataOptions::default().class_names()?,
+            weights,
+        );
         let student = Student {
             weights: std::mem::take(&mut model.weights),
             build: &|weights| F::network(&model.config, weights, 0.0, o.fit.recompute),

@@ -20,6 +20,7 @@ pub(crate) use dit::Dit;
 pub(crate) use mar::MaskedAutoregressive;
 pub(crate) use sit::Sit;
 
+use crate::class_names::{self, ClassNames};
 use crate::commands::export::{ForDiffusers, ForOriginal};
 use crate::commands::sample::{Drawing, Settings};
 use crate::model::{make_parent, section};
@@ -196,6 +197,8 @@ pub(crate) use with_family;
 pub(crate) struct Model<F: Family> {
     pub(crate) config: F::Config,
     pub(crate) process: F::Process,
+    /// Names of the classes.
+    pub(crate) classes: ClassNames,
     pub(crate) weights: StateDict,
     /// Hash of the weight file.
     pub(crate) sha256: String,
@@ -211,13 +214,14 @@ impl<F: Family> Model<F> {
     /// Reads the model at an address, its weights in f32.
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let loaded = Source::open(path)?.load()?;
-        let (config, process) = described::<F>(path, &loaded.config)?;
+        let (config, process, classes) = described::<F>(path, &loaded.config)?;
         let provenance = loaded.provenance.clone();
         let sha256 = loaded.weights.sha256.clone();
         let weights = loaded.checked(&F::params(&config))?.weights.tensors;
         Ok(Self {
             config,
             process,
+            classes,
             weights,
             sha256,
             path: path.to_path_buf(),
@@ -230,11 +234,13 @@ impl<F: Family> Model<F> {
         path: &Path,
         config: F::Config,
         process: F::Process,
+        classes: ClassNames,
         weights: StateDict,
     ) -> Self {
         Self {
             config,
             process,
+            classes,
             weights,
             sha256: String::new(),
             path: path.to_path_buf(),
@@ -283,50 +289,58 @@ impl<F: Family> Model<F> {
         dtype: DTypePolicy,
         beside: &[(&str, String)],
     ) -> Result<()> {
-        save::<F>(
-            path,
-            &self.config,
-            &self.process,
-            weights,
-            provenance,
-            dtype,
-            beside,
-        )
+        let about = self.description(&self.config)?;
+        save(path, &about, weights, provenance, dtype, beside)
+    }
+
+    /// What `config.json` says beside provenance of a network of other sizes, else like this one.
+    pub(crate) fn description(&self, config: &F::Config) -> Result<Value> {
+        description::<F>(config, &self.process, &self.classes)
     }
 }
 
-/// Writes a model directory, with other files (name, text) in it.
-pub(crate) fn save<F: Family>(
+/// Writes a model directory that `about` describes, with other files (name, text) in it.
+pub(crate) fn save(
     path: &Path,
-    config: &F::Config,
-    process: &F::Process,
+    about: &Value,
     weights: &StateDict,
     provenance: &Provenance,
     dtype: DTypePolicy,
     beside: &[(&str, String)],
 ) -> Result<()> {
     make_parent(path)?;
-    let description = description::<F>(config, process)?;
-    save_model_dir_with(path, weights, &description, provenance, dtype, beside)?;
+    save_model_dir_with(path, weights, about, provenance, dtype, beside)?;
     Ok(())
 }
 
 /// What `config.json` says beside provenance.
-pub(crate) fn description<F: Family>(config: &F::Config, process: &F::Process) -> Result<Value> {
+pub(crate) fn description<F: Family>(
+    config: &F::Config,
+    process: &F::Process,
+    classes: &ClassNames,
+) -> Result<Value> {
     let mut all = Map::new();
     all.insert("architecture".into(), F::NAME.into());
     all.insert("model".into(), serde_json::to_value(config)?);
     if let Some(key) = F::PROCESS {
         all.insert(key.into(), serde_json::to_value(process)?);
     }
+    if !classes.is_empty() {
+        all.insert(class_names::KEY.into(), serde_json::to_value(classes)?);
+    }
     Ok(Value::Object(all))
 }
 
-/// The sizes and the process that a `config.json` describes, checked.
-fn described<F: Family>(path: &Path, config: &Value) -> Result<(F::Config, F::Process)> {
+/// The sizes, the process and the names of the classes that a `config.json` describes, checked.
+fn described<F: Family>(
+    path: &Path,
+    config: &Value,
+) -> Result<(F::Config, F::Process, ClassNames)> {
     let sizes: F::Config = section(path, config, F::NAME, "model")?;
     // A process under a mistyped name would be taken for none, and its default for what the model was trained under.
-    let known = ["architecture", "model"].into_iter().chain(F::PROCESS);
+    let known = ["architecture", "model", class_names::KEY]
+        .into_iter()
+        .chain(F::PROCESS);
     let known: Vec<&str> = known.collect();
     if let Some(key) = config
         .as_object()
@@ -342,13 +356,23 @@ fn described<F: Family>(path: &Path, config: &Value) -> Result<(F::Config, F::Pr
         )
         .into());
     }
-    let process = match F::PROCESS.and_then(|key| Some((key, config.get(key)?))) {
-        None => F::Process::default(),
-        Some((key, value)) => serde_json::from_value(value.clone())
-            .map_err(|e| Error::file(path, format!("config.json: {key}: {e}")))?,
-    };
+    let process = entry(path, config, F::PROCESS)?;
+    let classes = entry(path, config, Some(class_names::KEY))?;
     F::validate(&sizes, &process).map_err(|e| Error::file(path, format!("config.json: {e}")))?;
-    Ok((sizes, process))
+    Ok((sizes, process, classes))
+}
+
+/// An entry that may be left out.
+fn entry<T: Default + DeserializeOwned>(
+    path: &Path,
+    config: &Value,
+    key: Option<&str>,
+) -> Result<T> {
+    match key.and_then(|key| Some((key, config.get(key)?))) {
+        None => Ok(T::default()),
+        Some((key, value)) => Ok(serde_json::from_value(value.clone())
+            .map_err(|e| Error::file(path, format!("config.json: {key}: {e}")))?),
+    }
 }
 
 /// The tensors of the network that a `config.json` of this family describes.

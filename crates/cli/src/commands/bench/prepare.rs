@@ -10,6 +10,7 @@ use tinyfusion::mask::{Pattern, random_selection};
 use tinyfusion::models::{DiTConfig, preset};
 
 use super::{Case, Kind};
+use crate::class_names::ClassNames;
 use crate::commands::command_line;
 use crate::family::{self, Dit};
 use crate::output::say;
@@ -123,10 +124,9 @@ fn save(path: &Path, config: &DiTConfig, weights: &StateDict) -> Result<()> {
         std::fs::remove_dir_all(path).map_err(|e| Error::file(path, e))?;
     }
     let provenance = Provenance::of_command(command_line());
-    family::save::<Dit>(
+    family::save(
         path,
-        config,
-        &DiffusionConfig::default(),
+        &family::description::<Dit>(config, &DiffusionConfig::default(), &ClassNames::default())?,
         weights,
         &provenance,
         DTypePolicy::F32,

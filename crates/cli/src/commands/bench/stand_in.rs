@@ -8,6 +8,7 @@ use tinyfusion::data::{LatentType, LatentWriter};
 use tinyfusion::models::{MarConfig, SiTConfig, VaeConfig, preset};
 
 use super::prepare::everywhere;
+use crate::class_names::ClassNames;
 use crate::commands::command_line;
 use crate::family::{self, Dit, Family, MaskedAutoregressive, Sit};
 use crate::output::say;
@@ -81,10 +82,9 @@ fn write<F: Family>(args: &Args, config: &F::Config) -> Result<()> {
     if model.exists() {
         std::fs::remove_dir_all(&model).map_err(|e| Error::file(&model, e))?;
     }
-    family::save::<F>(
+    family::save(
         &model,
-        config,
-        &process,
+        &family::description::<F>(config, &process, &ClassNames::default())?,
         &weights,
         &provenance,
         DTypePolicy::F32,

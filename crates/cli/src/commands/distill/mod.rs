@@ -74,6 +74,9 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     config.validate()?;
     warn_of_the_start(&config.fit);
     let mut model = Model::<F>::load(&args.student)?;
+    if model.classes.is_empty() {
+        model.classes = options.data.class_names()?;
+    }
     let teacher = options
         .teacher
         .as_deref()

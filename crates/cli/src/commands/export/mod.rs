@@ -11,7 +11,8 @@ use tinyfusion::checkpoint::{
 };
 use tinyfusion::core::{Error, StateDict};
 
-use crate::family::{Architecture, Family, Model, description, with_family};
+use crate::class_names::ClassNames;
+use crate::family::{Architecture, Family, Model, with_family};
 use crate::hub::Inputs;
 use crate::output::say;
 use crate::source::DESCRIPTION;
@@ -179,7 +180,7 @@ fn export<F: Family>(args: &Args) -> Result<()> {
                 }
                 write(
                     &folder.join("model_index.json"),
-                    &text(&pipeline(vae.is_some())),
+                    &text(&pipeline(vae.is_some(), &model.classes)),
                 )?;
                 write(&folder.join("README.md"), &readme)
             })?;
@@ -200,7 +201,7 @@ fn export<F: Family>(args: &Args) -> Result<()> {
             })?;
         }
         Format::Safetensors => {
-            let mut about = description::<F>(&model.config, &model.process)?;
+            let mut about = model.description(&model.config)?;
             about["provenance"] = json!(provenance);
             let about = Metadata::from([(DESCRIPTION.into(), about.to_string())]);
             let readme = card.for_safetensors();
@@ -224,19 +225,23 @@ fn export<F: Family>(args: &Args) -> Result<()> {
 }
 
 /// What `DiTPipeline.from_pretrained` looks at first. A part that is not there has no class; the caller brings it.
-fn pipeline(has_vae: bool) -> Value {
+fn pipeline(has_vae: bool, classes: &ClassNames) -> Value {
     let vae = if has_vae {
         json!(["diffusers", "AutoencoderKL"])
     } else {
         json!([null, null])
     };
-    json!({
+    let mut all = json!({
         "_class_name": "DiTPipeline",
         "_diffusers_version": "0.42.1",
         "scheduler": ["diffusers", "DDIMScheduler"],
         "transformer": ["diffusers", "DiTTransformer2DModel"],
         "vae": vae,
-    })
+    });
+    if !classes.is_empty() {
+        all["id2label"] = json!(classes);
+    }
+    all
 }
 
 /// The files of an AutoencoderKL.

@@ -24,7 +24,6 @@ use tinyfusion::diffusion::{Guidance, GuidedChannels, Respacing};
 use tinyfusion::nn::Lanes;
 use tinyfusion::train::{Progress, Stop};
 
-pub(crate) use classes::LABELS_FILE;
 pub(crate) use flow::FlowDrawing;
 pub(crate) use gaussian::GaussianDrawing;
 pub(crate) use tokens::TokenDrawing;
@@ -69,8 +68,8 @@ pub(crate) struct Args {
     /// Draw one of N shares of these images, I from 0: their folders are evaluated together
     #[arg(long, value_name = "I/N")]
     share: Option<Share>,
-    /// Classes that take turns, by number or by name [default: all]; names are looked up in labels.json or
-    /// model_index.json (id2label) beside the model
+    /// Classes that take turns, by number or by name [default: all]; names are those in the model's config, or in
+    /// labels.json or model_index.json (id2label) beside it
     #[arg(long, value_name = "CLASS,…", value_delimiter = ',')]
     classes: Vec<String>,
     /// Autoencoder that turns a model's latents into images: a diffusers folder, or a file in the names of diffusers,
@@ -333,7 +332,7 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     if args.pngs && !pixels {
         return Err(Error::usage("the model draws latents: --pngs needs --vae").into());
     }
-    let classes = Classes::choose(&args.classes, &args.model, samples.classes)?;
+    let classes = Classes::choose(&args.classes, &model.classes, samples.classes)?;
     let numbers = match &args.share {
         None => 0..args.count,
         Some(share) => share.of(args.count)?,
