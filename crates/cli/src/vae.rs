@@ -1,11 +1,12 @@
 //! Autoencoders from files.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use tinyfusion::checkpoint::{Checkpoint, DTypePolicy, Loaded, Root};
-use tinyfusion::core::{Error, StateDict};
+use tinyfusion::core::{Error, check_shapes};
 use tinyfusion::data::to_uint8;
 use tinyfusion::models::vae::{Layout, Posterior, Tiling};
 use tinyfusion::models::{AutoencoderKl, VaeConfig};
@@ -16,6 +17,9 @@ const WEIGHTS: [&str; 3] = [
     "model.safetensors",
     "diffusion_pytorch_model.bin",
 ];
+
+/// What diffusers calls one.
+pub(crate) const CLASS: &str = "AutoencoderKL";
 
 /// An autoencoder with the hash of its weights.
 pub(crate) struct Vae {
@@ -34,10 +38,11 @@ impl Vae {
             false => (None, path.to_path_buf()),
         };
         let file = Checkpoint::open(&weights)?;
-        // Published files hold the one network, under `model` or plainly; what else a training checkpoint has is not it.
-        let plain = file.roots().contains(&Root::Plain).then_some(Root::Plain);
-        let mut loaded = file.load(file.choose(plain)?, DTypePolicy::F32, &Device::Cpu)?;
-        loaded.tensors = network_of(&loaded.tensors);
+        let mut loaded = file.load(root_of(&file)?, DTypePolicy::F32, &Device::Cpu)?;
+        let network = loaded.tensors.iter().filter(|(name, _)| is_network(name));
+        loaded.tensors = network
+            .map(|(name, t)| (name.to_string(), t.clone()))
+            .collect();
         let config = match config {
             Some(config) => config,
             None => known_sizes(&loaded)?,
@@ -129,26 +134,54 @@ fn of_folder(path: &Path) -> Result<(Option<VaeConfig>, PathBuf)> {
     }
 }
 
-/// The tensors without those of Stable Diffusion's training checkpoints that belong to its loss (a discriminator among
-/// them) or repeat the weights, averaged, under other names.
-fn network_of(tensors: &StateDict) -> StateDict {
-    let is_network = |name: &str| !["loss.", "model_ema."].iter().any(|p| name.starts_with(p));
-    let network = tensors.iter().filter(|(name, _)| is_network(name));
-    network
-        .map(|(name, t)| (name.to_string(), t.clone()))
-        .collect()
+/// Whether a tensor is of the network. Stable Diffusion's training checkpoints also hold their loss (a discriminator is part
+/// of it) and the averaged weights under other names.
+fn is_network(name: &str) -> bool {
+    !["loss.", "model_ema."].iter().any(|p| name.starts_with(p))
+}
+
+/// The published autoencoder that has tensors of these names and shapes.
+fn published(shapes: &BTreeMap<&str, &[usize]>) -> Option<VaeConfig> {
+    let layout = Layout::of(shapes.keys().copied());
+    let known = [VaeConfig::sd(), VaeConfig::kl16()];
+    let fits = |config: &VaeConfig| check_shapes(shapes, &config.params_in(layout)).is_ok();
+    known.into_iter().find(fits)
 }
 
 /// The published autoencoder whose tensors these are.
 fn known_sizes(loaded: &Loaded) -> Result<VaeConfig> {
-    let layout = Layout::of(loaded.tensors.names());
-    let known = [VaeConfig::sd(), VaeConfig::kl16()];
-    let fits = |config: &VaeConfig| loaded.tensors.check(&config.params_in(layout)).is_ok();
-    known.into_iter().find(fits).ok_or_else(|| {
+    let shapes = loaded.tensors.iter().map(|(name, t)| (name, t.dims()));
+    published(&shapes.collect()).ok_or_else(|| {
         Error::file(
             &loaded.path,
             "holds neither Stable Diffusion's nor MAR's autoencoder; for another one pass the folder with its config.json",
         )
         .into()
     })
+}
+
+/// The autoencoder that a checkpoint is, if it is one: what its config.json says, compared with its tensors, or else
+/// what these are.
+pub(crate) fn recognised(checkpoint: &Checkpoint) -> Result<Option<VaeConfig>> {
+    let Ok(root) = root_of(checkpoint) else {
+        return Ok(None); // a training checkpoint of something else
+    };
+    let tensors = checkpoint.tensors(root);
+    let network = tensors.iter().filter(|t| is_network(&t.name));
+    let shapes = network.map(|t| (t.name.as_str(), t.shape.as_slice()));
+    let shapes: BTreeMap<&str, &[usize]> = shapes.collect();
+    let Some(config) = checkpoint.config().filter(|c| c["_class_name"] == CLASS) else {
+        return Ok(published(&shapes));
+    };
+    let wrong = |e| Error::file(checkpoint.path(), e);
+    let config = VaeConfig::from_diffusers(&config.to_string()).map_err(wrong)?;
+    let layout = Layout::of(shapes.keys().copied());
+    check_shapes(&shapes, &config.params_in(layout)).map_err(wrong)?;
+    Ok(Some(config))
+}
+
+/// Where the one network of a published file is: under `model`, or plainly.
+fn root_of(file: &Checkpoint) -> Result<Root> {
+    let plain = file.roots().contains(&Root::Plain).then_some(Root::Plain);
+    Ok(file.choose(plain)?)
 }

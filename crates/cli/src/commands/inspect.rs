@@ -12,12 +12,13 @@ use crate::hub::Inputs;
 use crate::model::expected_tensors;
 use crate::output::say;
 use crate::source::Source;
+use crate::vae;
 
 /// Say what a checkpoint is: format, architecture, depth, parameters, tensors, provenance.
 ///
 /// Every command that takes a MODEL takes what this one recognises: a model directory; a .safetensors file, or several
 /// with an index; a file of torch.save (plain, or a training checkpoint with the roots ema, model, model_ema); a folder
-/// of diffusers (a DiTPipeline, or its transformer alone).
+/// of diffusers (a DiTPipeline, or its transformer alone). Autoencoders are recognised, too.
 ///
 /// What a file does not say itself stands behind its path, between commas:
 ///   model.pt#ema            the averaged weights of a training checkpoint; #model the raw ones
@@ -140,6 +141,11 @@ fn tell(whole: &Path, address: &Address, found: &mut Inspection) -> Result<Told>
         unknown: None,
     };
     let checkpoint = Checkpoint::open(&address.path)?;
+    if let Some(vae) = vae::recognised(&checkpoint)? {
+        let sizes: Value = serde_json::from_str(&vae.to_diffusers()?)?;
+        told.config = Some(json!({ "architecture": vae::CLASS, "model": sizes }));
+        return Ok(told);
+    }
     if let Err(e) = checkpoint.choose(address.root) {
         told.asks.push(e.to_string());
         return Ok(told);

@@ -16,7 +16,7 @@ use crate::family::{Architecture, Family, Model, with_family};
 use crate::hub::Inputs;
 use crate::output::say;
 use crate::source::DESCRIPTION;
-use crate::vae::vae_folder;
+use crate::vae::{CLASS, vae_folder};
 
 use card::Card;
 
@@ -227,7 +227,7 @@ fn export<F: Family>(args: &Args) -> Result<()> {
 /// What `DiTPipeline.from_pretrained` looks at first. A part that is not there has no class; the caller brings it.
 fn pipeline(has_vae: bool, classes: &ClassNames) -> Value {
     let vae = if has_vae {
-        json!(["diffusers", "AutoencoderKL"])
+        json!(["diffusers", CLASS])
     } else {
         json!([null, null])
     };
@@ -250,7 +250,7 @@ fn vae_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let config = folder.join("config.json");
     let found = json_of(&config)?;
     let class = found.get("_class_name").and_then(Value::as_str);
-    if class != Some("AutoencoderKL") {
+    if class != Some(CLASS) {
         return Err(Error::file(
             config,
             format!(
