@@ -62,6 +62,8 @@ pub struct Checkpoint {
 const DIFFUSERS_WEIGHTS: &str = "diffusion_pytorch_model";
 /// The end of the name of an index of shards.
 const INDEX: &str = ".safetensors.index.json";
+/// The end of the name of weights that were published in half precision, alone or beside the whole ones.
+const HALF: &str = ".fp16.safetensors";
 /// The description of a pipeline of diffusers.
 const PIPELINE: &str = "model_index.json";
 
@@ -118,6 +120,15 @@ impl Checkpoint {
         {
             return Self::of_index(path, &path.join(index));
         }
+        if !config.is_file()
+            && let Some(file) = only_weights(path)?
+        {
+            let found = Self::of_file(&file)?;
+            // Nothing in its header: weights of a model directory that has lost its config.json.
+            if !file.ends_with(WEIGHTS_FILE) || !found.metadata().is_empty() {
+                return Ok(found);
+            }
+        }
         let config = read_config(path)?;
         let file = header::read(&path.join(WEIGHTS_FILE))?;
         Self::new(
@@ -138,6 +149,8 @@ impl Checkpoint {
             shards(&at(INDEX))?
         } else if at(".bin").is_file() {
             vec![weight_file(&at(".bin"))?.1]
+        } else if at(HALF).is_file() {
+            vec![header::read(&at(HALF))?]
         } else {
             let found = names(transformer)?.join(", ");
             return Err(Error::file(
@@ -287,6 +300,19 @@ impl Checkpoint {
             sha256: hex(hash),
         })
     }
+}
+
+/// The weight file of a folder that has one and no description: a repository of the original code.
+fn only_weights(folder: &Path) -> Result<Option<PathBuf>> {
+    let is_weights = |name: &String| {
+        let ending = Path::new(name).extension().and_then(|e| e.to_str());
+        ending.is_some_and(|e| ["safetensors", "pt", "pth", "ckpt", "bin"].contains(&e))
+    };
+    let mut found = names(folder)?.into_iter().filter(is_weights);
+    Ok(match (found.next(), found.next()) {
+        (Some(name), None) => Some(folder.join(name)),
+        _ => None,
+    })
 }
 
 /// One file of weights, and what kind it is.

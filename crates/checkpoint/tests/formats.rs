@@ -153,6 +153,30 @@ fn a_pipeline_of_diffusers_and_its_transformer_alone() {
 }
 
 #[test]
+fn weights_that_lie_alone_in_a_folder_are_meant_by_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("README.md"), "# DiT").unwrap();
+    std::fs::copy(golden("plain.pt"), folder.path().join("DiT.pt")).unwrap();
+    let found = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(found.format(), Format::Torch);
+    std::fs::copy(golden("views.pt"), folder.path().join("other.pt")).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("config.json"), "{error}");
+}
+
+#[test]
+fn weights_in_half_precision_alone_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = golden("pipeline/transformer");
+    let to = |name: &str| folder.path().join(name);
+    std::fs::copy(from.join("config.json"), to("config.json")).unwrap();
+    let weights = from.join("diffusion_pytorch_model.safetensors");
+    std::fs::copy(weights, to("diffusion_pytorch_model.fp16.safetensors")).unwrap();
+    let found = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(found.format(), Format::Diffusers);
+}
+
+#[test]
 fn diffusers_weights_as_bin_and_in_shards() {
     let folder = tempfile::tempdir().unwrap();
     let weights = read(&golden("pipeline"), None).unwrap().tensors;

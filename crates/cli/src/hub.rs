@@ -10,7 +10,7 @@ use tinyfusion::core::Error;
 use tinyfusion::hub::{self, Hub, HubPath, Lock};
 use tinyfusion::train::{Progress, Stop};
 
-use crate::output::progress_bar;
+use crate::output::{note, progress_bar};
 
 /// An argument that says where something is read.
 pub(crate) trait Origin {
@@ -133,10 +133,10 @@ impl<'a> Client<'a> {
         Ok(self.hub.list(place, &hub::Selection::model(), &mut bar)?)
     }
 
-    /// Writes the lock with all that was pulled so far.
+    /// Adds all that was pulled so far to the lock file.
     fn write_lock(&self) -> Result<()> {
         match (self.lock, self.hub.lock()) {
-            (Some(path), Some(lock)) => Ok(lock.write(path)?),
+            (Some(path), Some(lock)) => Ok(lock.add_to(path)?),
             _ => Ok(()),
         }
     }
@@ -171,7 +171,11 @@ const MB: u64 = 1_000_000;
 
 impl hub::Progress for Bar<'_> {
     fn plan(&mut self, files: usize, bytes: u64) {
-        tracing::info!("to download: {files} files, {} MB", bytes.div_ceil(MB));
+        let word = if files == 1 { "file" } else { "files" };
+        note(format_args!(
+            "to download: {files} {word}, {} MB",
+            bytes.div_ceil(MB)
+        ));
     }
 
     fn file(&mut self, name: &str, bytes: u64) {

@@ -49,6 +49,13 @@ fn print_to(out: &mut impl Write, text: Arguments<'_>) -> Result<()> {
     }
 }
 
+/// What a user should know before a long wait, on standard error, unless only errors are wanted.
+pub(crate) fn note(text: Arguments<'_>) {
+    if !QUIET.load(Relaxed) {
+        complain(text);
+    }
+}
+
 /// A warning, unless only errors are wanted.
 pub(crate) fn warn(text: Arguments<'_>) {
     if !QUIET.load(Relaxed) {

@@ -7,6 +7,12 @@
 //! models--owner--repo/snapshots/COMMIT/path/file   a relative link to the blob
 //! .locks/models--owner--repo/ETAG.lock             held while a blob is downloaded
 //! ```
+//!
+//! and one file that is ours alone:
+//!
+//! ```text
+//! models--owner--repo/tinyfusion/COMMIT.json       which files the commit has, and their sizes
+//! ```
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -17,8 +23,8 @@ use std::time::Duration;
 
 use tinyfusion_core::{Error, Result};
 
-use crate::client::repository;
-use crate::path::{HubPath, is_commit};
+use crate::client::{Contents, repository};
+use crate::path::{HubPath, check_file, is_commit};
 use crate::progress::Progress;
 use crate::settings::Settings;
 
@@ -75,6 +81,34 @@ impl RepoCache {
         let path = self.folder.join("refs").join(revision);
         make_parent(&path)?;
         tinyfusion_checkpoint::write_atomic(&path, |w| w.write_all(commit.as_bytes()))
+    }
+
+    /// Notes which files a commit has, for the day without a network.
+    pub(crate) fn remember_files(&self, contents: &Contents) -> Result<()> {
+        let path = self.listing(&contents.commit);
+        if !is_commit(&contents.commit) || path.exists() {
+            return Ok(());
+        }
+        make_parent(&path)?;
+        tinyfusion_checkpoint::write_atomic(&path, |w| {
+            serde_json::to_writer(w, &contents.files)?;
+            Ok(())
+        })
+    }
+
+    /// The files of a commit, if they were noted.
+    pub(crate) fn files_of(&self, commit: &str) -> Option<Vec<(String, u64)>> {
+        let text = fs::read(self.listing(commit)).ok()?;
+        let files: Vec<(String, u64)> = serde_json::from_slice(&text).ok()?;
+        // They become paths.
+        let is_sound = files.iter().all(|(file, _)| check_file(file).is_ok());
+        is_sound.then_some(files)
+    }
+
+    fn listing(&self, commit: &str) -> PathBuf {
+        self.folder
+            .join("tinyfusion")
+            .join(format!("{commit}.json"))
     }
 
     /// Links `file` of `commit` to its blob; an older link, or a copy, is replaced in one step.

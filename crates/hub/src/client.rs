@@ -14,8 +14,10 @@ use crate::settings::Settings;
 
 /// More redirects than this are a circle.
 const MOST_REDIRECTS: usize = 8;
-/// Longest wait between two attempts, and the longest that a server may ask for.
+/// Longest wait between two attempts of our own.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait that a server may ask for: the hub counts requests over five minutes.
+const LONGEST_REQUESTED_WAIT: Duration = Duration::from_secs(300);
 /// The largest description of a repository that is read; 100 000 files are about 20 MB.
 const LARGEST_LISTING: u64 = 64 << 20;
 
@@ -169,10 +171,18 @@ impl Client {
             .saturating_mul(1 << failed.min(16))
             .min(LONGEST_WAIT);
         let mut left = match failure.retry_after() {
-            Some(asked) => asked.clamp(growing, LONGEST_WAIT),
+            Some(asked) => asked.clamp(growing, LONGEST_REQUESTED_WAIT),
             None => growing,
         };
-        tracing::info!(wait = ?left, "{}; trying again", failure.brief());
+        if left > LONGEST_WAIT {
+            tracing::warn!(
+                "{}: the hub asks for a pause of {} seconds",
+                failure.brief(),
+                left.as_secs()
+            );
+        } else {
+            tracing::info!(wait = ?left, "{}; trying again", failure.brief());
+        }
         let slice = Duration::from_millis(50);
         while !left.is_zero() {
             if progress.stop() {

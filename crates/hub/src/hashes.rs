@@ -7,8 +7,13 @@ use std::path::Path;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use crate::progress::Progress;
+
 /// Size of the pieces in which files are read.
 pub(crate) const PIECE: usize = 256 << 10;
+
+/// Bytes between two looks at the progress.
+const SHOWN: u64 = 16 << 20;
 
 /// SHA-256 of what has come so far, and git's hash of the blob where the hub names that.
 pub(crate) struct Hashes {
@@ -90,6 +95,23 @@ impl Content {
         let mut hashes = Hashes::new(etag, file.metadata()?.len());
         hashes.read(file)?;
         Ok(hashes.finish())
+    }
+
+    /// The content of any file, shown as it is read; `None` if that was stopped.
+    pub(crate) fn watched(path: &Path, progress: &mut dyn Progress) -> io::Result<Option<Self>> {
+        let mut file = File::open(path)?;
+        let mut hashes = Hashes::new("", 0);
+        let mut have = 0;
+        loop {
+            if progress.stop() {
+                return Ok(None);
+            }
+            match hashes.read((&mut file).take(SHOWN))? {
+                0 => return Ok(Some(hashes.finish())),
+                n => have += n,
+            }
+            progress.at(have);
+        }
     }
 
     /// The hash to compare with `etag`; `None` if `etag` says nothing of the content.

@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tinyfusion_checkpoint::require_space;
 use tinyfusion_core::{Error, Result};
 
 use crate::cache::RepoCache;
@@ -139,6 +140,10 @@ impl Hub {
         let contents = self.contents(path, &revision, progress)?;
         let wanted = self.wanted(path, selection, &contents)?;
         let commit = &contents.commit;
+        if !self.frozen {
+            // Before the first file: a download that is broken off leaves a part, and nobody should take it for the whole.
+            RepoCache::new(&self.client.settings, path).remember_files(&contents)?;
+        }
 
         let snapshot = self.snapshot(path, commit);
         let missing: Vec<u64> = wanted
@@ -147,7 +152,13 @@ impl Hub {
             .map(|(_, size)| *size)
             .collect();
         if !missing.is_empty() {
-            progress.plan(missing.len(), missing.iter().sum());
+            let bytes = missing.iter().sum();
+            progress.plan(missing.len(), bytes);
+            require_space(
+                &self.client.settings.cache,
+                bytes,
+                "make room, or set HF_HOME to a folder on a larger disk",
+            )?;
         }
         for (file, size) in &wanted {
             self.file(path, file, commit, Some(*size), progress)
@@ -250,7 +261,7 @@ impl Hub {
             ))));
         }
         let (local, commit, sha256) = self.find(path, file, revision, size, progress)?;
-        self.settle(path, file, &commit, &local, sha256)?;
+        self.settle(path, file, &commit, &local, sha256, progress)?;
         Ok(local)
     }
 
@@ -337,11 +348,19 @@ impl Hub {
         };
         let cache = RepoCache::new(&self.client.settings, path);
         let commit = cache.commit_of(revision);
-        let mut files = Vec::new();
-        let snapshot = cache.snapshot(&commit);
-        walk(&snapshot, "", &mut files)
-            .map_err(|e| Error::file(&snapshot, format!("could not be listed: {e}")))?;
-        files.sort();
+        // What stands in the cache may be a part of it: of a folder that was not downloaded to its end, or of which
+        // somebody wanted one file.
+        let files = match cache.files_of(&commit).filter(|_| is_commit(&commit)) {
+            Some(files) => files,
+            None => {
+                let mut files = Vec::new();
+                let snapshot = cache.snapshot(&commit);
+                walk(&snapshot, "", &mut files)
+                    .map_err(|e| Error::file(&snapshot, format!("could not be listed: {e}")))?;
+                files.sort();
+                files
+            }
+        };
         match (files.is_empty(), failure) {
             (false, failure) => {
                 if let Some(failure) = failure {
@@ -391,6 +410,7 @@ impl Hub {
         commit: &str,
         local: &Path,
         sha256: Option<String>,
+        progress: &mut dyn Progress,
     ) -> Result<()> {
         let Some(lock) = &mut self.lock else {
             return Ok(());
@@ -399,7 +419,12 @@ impl Hub {
         let size = fs::metadata(local).map_err(unread)?.len();
         let sha256 = match sha256 {
             Some(sha256) => sha256,
-            None => Content::of(local, "").map_err(unread)?.sha256,
+            None => {
+                progress.file(&format!("verifying {file}"), size);
+                let content = Content::watched(local, progress).map_err(unread)?;
+                progress.done();
+                content.ok_or(Error::Stopped)?.sha256
+            }
         };
         match lock.get(path, file) {
             Some(pinned) if pinned.size == size && pinned.sha256.eq_ignore_ascii_case(&sha256) => {

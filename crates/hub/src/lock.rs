@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,36 @@ impl Lock {
         Ok(lock)
     }
 
+    /// Adds everything here to the lock file at `path`, wholly or not at all. What another command has pinned there
+    /// meanwhile stays; one place pinned in two ways is an error.
+    pub fn add_to(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let _guard = guard(path)?;
+        let mut all = match path.exists() {
+            true => Self::read(path)?,
+            false => Self::default(),
+        };
+        for (key, pinned) in &self.files {
+            let there = all
+                .files
+                .entry(key.clone())
+                .or_insert_with(|| pinned.clone());
+            if there != pinned {
+                return Err(Error::file(
+                    path,
+                    format!(
+                        "pins {} of {} at commit {} since another command wrote it, and this one has read commit {}; run it \
+                         again",
+                        there.file, there.repo, there.commit, pinned.commit
+                    ),
+                ));
+            }
+        }
+        all.check_commits()
+            .map_err(|what| Error::file(path, what))?;
+        all.write(path)
+    }
+
     /// Writes the lock file, wholly or not at all.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
@@ -142,6 +173,17 @@ impl Lock {
         }
         Ok(())
     }
+}
+
+/// Held while a lock file is read and written anew. It is of the folder, for the file itself is replaced; where a system
+/// locks no folders, two commands that end in the same moment are not kept apart.
+fn guard(path: &Path) -> Result<Option<File>> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, e))?;
+    Ok(File::open(folder).ok().filter(|f| f.lock().is_ok()))
 }
 
 impl Pinned {

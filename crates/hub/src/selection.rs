@@ -4,7 +4,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use tinyfusion_core::{Error, Result};
 
 /// Endings of weight files, the safest first.
-const WEIGHTS: [&str; 4] = ["safetensors", "bin", "pt", "pth"];
+const WEIGHTS: [&str; 5] = ["safetensors", "bin", "pt", "pth", "ckpt"];
 /// What a diffusers pipeline has in its root.
 const PIPELINE: &str = "model_index.json";
 
@@ -20,7 +20,7 @@ enum Rule {
 
 impl Selection {
     /// What a model needs: every `.json`, and in each folder the weights in the best format there is (`.safetensors`,
-    /// else `.bin`, else `.pt`, else `.pth`).
+    /// else `.bin`, `.pt`, `.pth` or `.ckpt`).
     ///
     /// Left out are variants beside their original (`x.fp16.safetensors` beside `x.safetensors`) and whole checkpoints in
     /// the root of a diffusers pipeline, whose models have folders of their own.

@@ -75,6 +75,23 @@ fn a_folder_is_told_from_a_file() {
     assert!(matches!(error, Error::Usage(_)) && error.to_string().contains("no file or folder"));
 }
 
+/// The cache has one folder of the repository; that is no repository.
+#[test]
+fn a_part_is_not_taken_for_the_whole_without_a_network() {
+    let world = pipeline();
+    let part = Hub::new(world.settings()).resolve(&in_repo("/transformer"), &mut ());
+    let part = part.unwrap();
+    let mut settings = world.settings();
+    settings.offline = true;
+    let mut offline = Hub::new(settings);
+    assert_eq!(
+        offline.resolve(&in_repo("/transformer"), &mut ()).unwrap(),
+        part
+    );
+    let error = offline.resolve(&in_repo(""), &mut ()).unwrap_err();
+    assert!(error.to_string().contains("model_index.json"), "{error}");
+}
+
 #[test]
 fn patterns_choose_files() {
     let world = pipeline();

@@ -195,3 +195,29 @@ fn locks_that_are_none_are_refused() {
     assert_eq!(Lock::read(&path).unwrap().files().count(), 1);
     assert!(Lock::read(folder.path().join("none")).is_err());
 }
+
+/// Two commands begin with the same lock file, and each pins something of its own.
+#[test]
+fn what_another_command_pins_meanwhile_stays() {
+    let (world, _) = World::with_model();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("locks/hub.toml");
+    let pins = |file: &str| {
+        let mut hub = locked(&world, Lock::default());
+        hub.resolve(&in_repo(file), &mut ()).unwrap();
+        hub.lock().unwrap().clone()
+    };
+    let (config, weights) = (pins("/transformer/config.json"), pins(WEIGHTS));
+    config.add_to(&path).unwrap();
+    weights.add_to(&path).unwrap();
+    weights.add_to(&path).unwrap();
+    assert_eq!(Lock::read(&path).unwrap().files().count(), 2);
+    // The branch moved between the two.
+    move_on(&world);
+    let error = pins(WEIGHTS).add_to(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("run it again") && error.contains("hub.toml"),
+        "{error}"
+    );
+    assert_eq!(Lock::read(&path).unwrap().files().count(), 2);
+}
