@@ -152,7 +152,7 @@ fn what_does_not_fit_is_refused_before_anything_is_encoded() {
         ),
         (
             2,
-            "sample teacher/model o --classes star --count 1 --steps 1",
+            "sample teacher/model o --classes unicorn --count 1 --steps 1",
             "no class names",
         ),
         (2, "sample teacher/model o --share 3/3", "0/8"),
@@ -234,8 +234,41 @@ fn classes_are_drawn_by_number_or_name() {
         r#"{"3": "star", "5": "ring, annulus"}"#,
     )
     .unwrap();
-    place.ok("sample teacher/model out --count 5 --steps 2 --classes Star,annulus,9");
+    place.ok("sample teacher/model out --num 5 --steps 2 --classes Star,annulus,9");
     let arrays = Tensor::read_npz(place.path("out/samples.npz")).unwrap();
     let labels = &arrays.iter().find(|(n, _)| n == "arr_1").unwrap().1;
     assert_eq!(labels.to_vec1::<i64>().unwrap(), [3, 5, 9, 3, 5]);
+}
+
+/// They are part of the model, whatever is made of it.
+#[test]
+fn class_names_travel_with_a_model() {
+    let place = Place::with_teacher();
+    place.ok("cut teacher/model cut --keep 0");
+    place.ok("export cut original --format original");
+    place.ok("export cut out --format safetensors");
+    assert_eq!(place.json("cut/config.json")["classes"]["3"], "star");
+    for model in ["teacher/model", "cut", "out/model.safetensors"] {
+        place.ok(&format!(
+            "sample {model} {model}-drawn --count 2 --steps 2 --classes ring"
+        ));
+        let settings = place.json(&format!("{model}-drawn/sample.json"));
+        assert_eq!(settings["classes"], serde_json::json!([5]));
+    }
+    place.ok("export cut pipeline --format diffusers");
+    assert_eq!(
+        place.json("pipeline/model_index.json")["id2label"]["5"],
+        "ring"
+    );
+    // The original format has no place for them.
+    let error = place.fails(
+        2,
+        "sample original/model.pt#family=dit,heads=2 drawn --count 2 --steps 2 --classes ring",
+    );
+    assert!(error.contains("no names of classes"), "{error}");
+    place.ok("distill cut tuned --steps 1 --batch-size 4");
+    assert_eq!(
+        place.json("tuned/model/config.json")["classes"]["5"],
+        "ring"
+    );
 }

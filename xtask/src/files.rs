@@ -99,6 +99,36 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     gone.with_context(|| format!("cannot remove {}", path.display()))
 }
 
+/// Bytes of a file, or of all files in a folder.
+pub(crate) fn size(path: &Path) -> Result<u64> {
+    let failed = || format!("cannot read {}", path.display());
+    let meta = fs::metadata(path).with_context(failed)?;
+    if !meta.is_dir() {
+        return Ok(meta.len());
+    }
+    let mut bytes = 0;
+    for entry in fs::read_dir(path).with_context(failed)? {
+        bytes += size(&entry.with_context(failed)?.path())?;
+    }
+    Ok(bytes)
+}
+
+/// Bytes that can be written below a folder, or below the nearest one above it that is there; where the system tells.
+pub(crate) fn free_space(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let absolute = absolute(folder);
+        let there = absolute.ancestors().find(|f| f.exists())?;
+        let found = rustix::fs::statvfs(there).ok()?;
+        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

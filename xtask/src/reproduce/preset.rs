@@ -31,6 +31,9 @@ pub(crate) struct Preset {
     /// What no program may download.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) by_hand: Vec<ByHand>,
+    /// How much comes from places on the hub, for a day on which it cannot be asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) on_hub: Vec<OnHub>,
     /// The teacher's sizes, by the name of the binary's preset: what `--dry-run` measures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<String>,
@@ -142,6 +145,16 @@ impl ByHand {
         let size = self.gigabytes.map(|size| format!(", {size} GB"));
         format!("{}{}: {}", self.what, size.unwrap_or_default(), self.from)
     }
+}
+
+/// A place on the hub that the preset reads.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OnHub {
+    /// `hub://OWNER/REPO`.
+    pub(crate) place: String,
+    /// Size of what a model needs of it.
+    pub(crate) gigabytes: f64,
 }
 
 /// What the samples are compared with.

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::Tensor;
+use tinyfusion::checkpoint::require_space;
 use tinyfusion::core::{Error, LatentBatch, StepRng, stream};
 use tinyfusion::data::{
     Augment, ImageFolder, LatentContent, LatentIndex, LatentType, ShardWriter, Source,
@@ -25,7 +26,7 @@ use crate::vae::Vae;
 /// The same command goes on after an interruption, behind the last whole shard.
 ///
 /// Examples:
-///   tinyfusion encode imagenet/train runs/latents --vae sd-vae-ft-ema
+///   tinyfusion encode imagenet/train -o runs/latents --vae sd-vae-ft-ema
 ///   tinyfusion encode imagenet/train runs/latents --vae sd-vae-ft-ema --content samples --flips applied
 ///   tinyfusion distill runs/d14 runs/student --data runs/latents --teacher MODEL --steps 100000
 #[derive(clap::Args)]
@@ -34,7 +35,11 @@ pub(crate) struct Args {
     /// Folder of images, a sub-folder for each class
     images: PathBuf,
     /// Folder that gets latents.json and the shards
-    out: PathBuf,
+    #[arg(required_unless_present = "output")]
+    out: Option<PathBuf>,
+    /// The same, as a flag
+    #[arg(short, long, value_name = "OUT", conflicts_with = "out")]
+    output: Option<PathBuf>,
     /// Autoencoder: a diffusers folder, or a file in the names of diffusers, Stable Diffusion or MAR (.safetensors, .pt; kl16.ckpt)
     #[arg(long, value_name = "VAE")]
     vae: PathBuf,
@@ -89,6 +94,11 @@ enum Stored {
 }
 
 impl Args {
+    fn out(&self) -> Result<&Path> {
+        let out = self.out.as_deref().or(self.output.as_deref());
+        Ok(out.ok_or_else(|| Error::usage("OUT, the folder to write, is missing"))?)
+    }
+
     fn check(&self) -> Result<()> {
         let fail = |what: &str| Err(Error::usage(what).into());
         if self.batch_size == 0 || self.size == 0 {
@@ -150,7 +160,13 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let images = ImageFolder::open(&args.images, args.size, Augment::Never)?;
     let vae = Vae::load(&args.vae)?.in_tiles(args.vae_tiles);
     let index = args.index(&vae, &images)?;
-    let mut writer = ShardWriter::open(&args.out, &index)?;
+    let out = args.out()?;
+    let mut writer = ShardWriter::open(out, &index)?;
+    require_space(
+        out,
+        (index.images - writer.written()) * index.row_bytes() as u64,
+        "for the latents: take another disk, --flips applied or --content samples",
+    )?;
     let progress = progress_bar("encode", index.images);
     let mut next = writer.written();
     while next < index.images {
@@ -169,11 +185,11 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     }
     writer.finish()?;
     progress.finish();
-    write_labels(&args.out, images.class_names())?;
-    resources.write(&args.out, None)?;
+    write_labels(out, images.class_names())?;
+    resources.write(out, None)?;
     Ok(say!(
         "{}: {} images of {} classes as latents {:?}",
-        args.out.display(),
+        out.display(),
         index.images,
         index.classes,
         index.shape

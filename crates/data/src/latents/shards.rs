@@ -128,6 +128,11 @@ impl LatentIndex {
         [self.channels(), h, w]
     }
 
+    /// Bytes of an image's row on disk.
+    pub fn row_bytes(&self) -> usize {
+        self.row_shape().iter().product::<usize>() * self.dtype.bytes()
+    }
+
     fn check(&self) -> std::result::Result<(), String> {
         if self.format != FORMAT {
             return Err(format!(

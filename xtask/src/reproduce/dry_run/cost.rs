@@ -13,6 +13,8 @@ pub(super) struct Cost {
     pub(super) seconds: f64,
     /// Largest memory, where that was measured.
     pub(super) bytes: Option<f64>,
+    /// Bytes left on disk.
+    pub(super) disk: f64,
     /// Stages of which nothing is known.
     pub(super) unknown: usize,
 }
@@ -27,6 +29,7 @@ impl Cost {
         all.iter().fold(Self::default(), |sum, one| Self {
             seconds: sum.seconds + one.seconds,
             bytes: largest(sum.bytes, one.bytes),
+            disk: sum.disk + one.disk,
             unknown: sum.unknown + one.unknown,
         })
     }
@@ -56,6 +59,9 @@ impl fmt::Display for Cost {
         if let Some(bytes) = self.bytes {
             write!(f, ", {:.1} GB of memory", bytes / 1e9)?;
         }
+        if self.disk >= 5e7 {
+            write!(f, ", {:.1} GB on disk", self.disk / 1e9)?;
+        }
         match self.unknown {
             0 => Ok(()),
             n => write!(f, ", {n} stages without an estimate"),
@@ -83,8 +89,11 @@ fn duration(seconds: f64) -> String {
 pub(super) struct Costs<'a> {
     preset: &'a Preset,
     rates: &'a Rates,
-    /// Blocks of models, and how many a selection keeps, by path.
+    /// Blocks of models, and how many a selection keeps, by path. A network of other widths counts as so many blocks of the
+    /// dense one as have its parameters.
     depths: BTreeMap<String, f64>,
+    /// Images in files that `sample` writes.
+    counts: BTreeMap<String, f64>,
 }
 
 /// The flags of a command.
@@ -109,6 +118,7 @@ impl<'a> Costs<'a> {
             preset,
             rates,
             depths: BTreeMap::from([(teacher, depth)]),
+            counts: BTreeMap::new(),
         }
     }
 
@@ -125,6 +135,14 @@ impl<'a> Costs<'a> {
         self.depths.get(model).copied()
     }
 
+    /// A model of so many blocks on disk.
+    fn stored(&self, depth: f64) -> Cost {
+        Cost {
+            disk: self.rates.model.at(depth, 0.0),
+            ..Cost::default()
+        }
+    }
+
     fn of(&mut self, args: &[String]) -> Option<Cost> {
         let rates = self.rates;
         let flags = Flags(args);
@@ -132,14 +150,7 @@ impl<'a> Costs<'a> {
         let (model, out) = (argument(1)?, argument(2).unwrap_or_default());
         let small = Cost::default();
         Some(match argument(0)? {
-            "encode" => {
-                let images = self.preset.latents.as_ref()?.count as f64;
-                Cost {
-                    seconds: images * rates.encode.seconds,
-                    bytes: Some(rates.encode.bytes),
-                    unknown: 0,
-                }
-            }
+            "encode" => rates.encode.of(self.preset.latents.as_ref()?.count as f64),
             "learn" => {
                 let depth = self.depth(model)?;
                 let selection = format!("{out}/selection.json");
@@ -177,10 +188,27 @@ impl<'a> Costs<'a> {
                     (None, selection) => self.depth(selection?)?,
                 };
                 self.depths.insert(out.into(), keep);
-                small
+                self.stored(keep)
             }
-            // Neither itself nor what is done with a model of other widths.
-            "narrow" => return None,
+            "narrow" => {
+                let depth = self.depth(model)?;
+                let left = match (flags.text("--parameters-of"), flags.number("--ratio")) {
+                    (Some(other), _) => self.depth(other)?,
+                    (None, ratio) => depth * (1.0 - ratio?),
+                };
+                self.depths.insert(out.into(), left);
+                let mut cost = self.stored(left);
+                if flags.text("--importance").is_none_or(|by| by == "taylor") {
+                    // A step of training for every timestep; most sweeps end before the last.
+                    let samples = flags.number("--samples").unwrap_or(128.0);
+                    let timesteps = 1000.0 / flags.number("--stride").unwrap_or(1.0);
+                    let at_once = (samples / 2.0).clamp(1.0, 64.0);
+                    let step = rates.fine_tune.steps(depth, at_once, 1.0);
+                    cost.seconds = step.seconds * timesteps * samples / at_once;
+                    cost.bytes = step.bytes;
+                }
+                cost
+            }
             "distill" => {
                 let depth = self.depth(model)?;
                 self.depths.insert(format!("{out}/model"), depth);
@@ -191,6 +219,7 @@ impl<'a> Costs<'a> {
                     Some(teacher) => {
                         let teacher = rates.forward.samples(self.depth(teacher)?, steps * batch);
                         Cost {
+                            disk: student.disk,
                             seconds: student.seconds + teacher.seconds,
                             // Both are in memory.
                             bytes: student.bytes.zip(teacher.bytes).map(|(a, b)| a + b),
@@ -207,9 +236,19 @@ impl<'a> Costs<'a> {
                 let counted = flags.number(self.preset.sample.counted.flag())?;
                 let steps = flags.number("--steps")?;
                 let count = flags.number("--count")?;
+                self.counts.insert(format!("{out}/samples.npz"), count);
                 rates
                     .sample
                     .images(self.depth(model)?, counted, steps, count)
+            }
+            // The network's features; its first argument is the reference, whose statistics are known or, of `shapes`,
+            // cheap. Precision and recall hold the features of all samples in memory, in f32.
+            "evaluate" if flags.text("--weights").is_some() => {
+                const FEATURES: f64 = 2048.0 * 4.0;
+                let count = *self.counts.get(out)?;
+                let mut cost = rates.evaluate.of(count);
+                cost.bytes = cost.bytes.map(|bytes| bytes + count * FEATURES);
+                cost
             }
             "inspect" => small,
             _ => return None,
@@ -261,11 +300,12 @@ mod tests {
         let cost = Cost {
             seconds: 30.0,
             bytes: Some(2.5e9),
+            disk: 1.25e9,
             unknown: 1,
         };
         assert_eq!(
             cost.to_string(),
-            "about 30 s, 2.5 GB of memory, 1 stages without an estimate"
+            "about 30 s, 2.5 GB of memory, 1.2 GB on disk, 1 stages without an estimate"
         );
         assert_eq!(Cost::unknown().to_string(), "no estimate");
     }
@@ -303,6 +343,21 @@ mod tests {
         ));
         let passes: f64 = (9..=16).map(f64::from).sum();
         assert_eq!(greedy.unwrap(), rates.forward.samples(16.0, passes));
-        assert_eq!(of("evaluate a b --json c"), None);
+        // Of the images that were drawn.
+        let judged = of("evaluate ref.npz s/samples.npz --weights inception.pth").unwrap();
+        assert_eq!(judged.seconds, 3.0 * rates.evaluate.seconds);
+        assert_eq!(of("evaluate ref.npz b --weights inception.pth"), None);
+        // Half of every width: trained like half the blocks.
+        let swept = of(&format!(
+            "narrow {teacher} n --ratio 0.5 --samples 8 --stride 100"
+        ))
+        .unwrap();
+        assert_eq!(
+            swept.seconds,
+            20.0 * rates.fine_tune.steps(16.0, 4.0, 1.0).seconds
+        );
+        assert_eq!(swept.disk, 18.0);
+        let tuned_narrow = of("distill n d2 --steps 5 --batch-size 2").unwrap();
+        assert_eq!(tuned_narrow, tuned);
     }
 }

@@ -23,6 +23,9 @@ const BLOCKS: [u64; 2] = [2, 4];
 const BATCHES: [u64; 2] = [1, 2];
 /// Images of a draw that tells what more of them take.
 const MORE: u64 = 4;
+/// Images of the two folders that `bench stand-in --inception` writes.
+const FEW_JUDGED: u64 = 16;
+const MANY_JUDGED: u64 = 48;
 /// Counted steps of a draw.
 const DRAWN: [u64; 2] = [2, 4];
 
@@ -39,6 +42,13 @@ struct Ran {
     seconds: f64,
     /// Its peak memory, as often as that was looked at.
     bytes: f64,
+}
+
+/// What a draw took for each image, and its peak memory.
+struct Drawn {
+    seconds: f64,
+    bytes: f64,
+    disk: f64,
 }
 
 /// Runs commands in a folder of its own.
@@ -76,6 +86,8 @@ impl Rates {
             forward: lab.forward()?,
             sample: lab.draws()?,
             encode: lab.encode()?,
+            evaluate: lab.evaluate()?,
+            model: lab.models()?,
         })
     }
 }
@@ -144,8 +156,13 @@ impl Lab<'_> {
             let size = l.flags.get("size").and_then(toml::Value::as_integer);
             size.unwrap_or(256)
         });
-        if let Some(size) = size.filter(|_| blocks == self.depths[0]) {
-            words.extend(["--vae".to_string(), size.to_string()]);
+        if blocks == self.depths[0] {
+            if let Some(size) = size {
+                words.extend(["--vae".to_string(), size.to_string()]);
+            }
+            if self.preset.evaluate.weights.is_some() {
+                words.push("--inception".into());
+            }
         }
         self.run(&words)?;
         Ok(())
@@ -169,7 +186,7 @@ impl Lab<'_> {
         let mut table = own.clone();
         table.retain(|key, _| !OURS.contains(&key));
         let own = flags(verb, &table)?;
-        let (mut seconds, mut bytes) = (Vec::new(), Vec::new());
+        let (mut seconds, mut bytes, mut disk) = (Vec::new(), Vec::new(), Vec::new());
         let batches = BATCHES.map(|each| each * self.driver.machine.cores as u64);
         for batch in batches {
             for blocks in self.depths {
@@ -184,10 +201,12 @@ impl Lab<'_> {
                 seconds.push(step_seconds(&out.join("metrics.jsonl"))?);
                 let resources: Resources = files::read_json(&out.join("resources.json"))?;
                 bytes.push(resources.peak_rss_bytes.unwrap_or(0.0));
+                disk.push(files::size(&out)? as f64);
                 files::remove(&out)?;
             }
         }
         Ok(Steps {
+            disk: plane(self.depths, batches, &disk)?,
             seconds: plane(self.depths, batches, &seconds)?,
             bytes: plane(self.depths, batches, &bytes)?,
         })
@@ -226,7 +245,7 @@ impl Lab<'_> {
         let apart = sample.counted == Counted::Iterations;
         const TOKEN_STEPS: [u64; 2] = [4, 12];
         let draw =
-            |blocks: u64, images: u64, counts: u64, tokens: u64, vae: bool| -> Result<(f64, f64)> {
+            |blocks: u64, images: u64, counts: u64, tokens: u64, vae: bool| -> Result<Drawn> {
                 let name = format!("draw-{blocks}-{images}-{counts}-{tokens}-{vae}");
                 let mut text =
                     format!("sample @/{blocks}/model @/{name} --count {images} {counted} {counts}");
@@ -242,11 +261,15 @@ impl Lab<'_> {
                 let out = self.folder.join(&name);
                 let seconds: Resources = files::read_json(&out.join("sample.json"))?;
                 let resources: Resources = files::read_json(&out.join("resources.json"))?;
+                let disk = files::size(&out.join("samples.npz"))? as f64;
                 files::remove(&out)?;
-                let peak = resources.peak_rss_bytes.unwrap_or(0.0);
-                Ok((seconds.seconds / images as f64, peak))
+                Ok(Drawn {
+                    seconds: seconds.seconds / images as f64,
+                    bytes: resources.peak_rss_bytes.unwrap_or(0.0),
+                    disk: disk / images as f64,
+                })
             };
-        let at = |counts: u64| -> Result<Vec<(f64, f64)>> {
+        let at = |counts: u64| -> Result<Vec<Drawn>> {
             let drawn = |blocks: &u64| draw(*blocks, FEW, counts, TOKEN_STEPS[0], false);
             self.depths.iter().map(drawn).collect()
         };
@@ -256,31 +279,37 @@ impl Lab<'_> {
             // Steps that are all alike: twice as many take twice as long.
             false => corners
                 .iter()
-                .map(|(seconds, bytes)| (2.0 * seconds, *bytes))
+                .map(|drawn| Drawn {
+                    seconds: 2.0 * drawn.seconds,
+                    ..*drawn
+                })
                 .collect(),
         });
-        let (seconds, bytes): (Vec<f64>, Vec<f64>) = corners.into_iter().unzip();
+        let seconds: Vec<f64> = corners.iter().map(|drawn| drawn.seconds).collect();
+        let bytes: Vec<f64> = corners.iter().map(|drawn| drawn.bytes).collect();
         let (blocks, counts) = (self.depths[0], DRAWN[0]);
         let token_step = match apart {
             true => {
-                let more = draw(blocks, FEW, counts, TOKEN_STEPS[1], false)?.0 - seconds[0];
+                let more = draw(blocks, FEW, counts, TOKEN_STEPS[1], false)?.seconds - seconds[0];
                 more.max(0.0) / (TOKEN_STEPS[1] - TOKEN_STEPS[0]) as f64
             }
             false => 0.0,
         };
         // An autoencoder decodes one image at a time in every lane.
-        let (decode, decode_bytes) = match self.preset.latents {
+        let (decode, decode_bytes, image_disk) = match self.preset.latents {
             Some(_) => {
                 let with = draw(blocks, FEW, counts, TOKEN_STEPS[0], true)?;
-                ((with.0 - seconds[0]).max(0.0), (with.1 - bytes[0]).max(0.0))
+                let seconds = (with.seconds - seconds[0]).max(0.0);
+                (seconds, (with.bytes - bytes[0]).max(0.0), with.disk)
             }
-            None => (0.0, 0.0),
+            None => (0.0, 0.0, corners[0].disk),
         };
-        let more = draw(blocks, MORE, counts, TOKEN_STEPS[0], false)?.1 - bytes[0];
+        let more = draw(blocks, MORE, counts, TOKEN_STEPS[0], false)?.bytes - bytes[0];
         let batch = table.get("batch-size").and_then(toml::Value::as_integer);
         // The default of `sample`.
         let batch = batch.unwrap_or(50) as f64;
         Ok(Draws {
+            image_disk,
             image_bytes: more.max(0.0) / (MORE - FEW) as f64,
             at_a_time: batch * self.driver.machine.cores as f64,
             seconds: plane(self.depths, DRAWN, &seconds)?,
@@ -294,14 +323,11 @@ impl Lab<'_> {
 
     fn encode(&self) -> Result<Each> {
         let Some(latents) = &self.preset.latents else {
-            return Ok(Each {
-                seconds: 0.0,
-                bytes: 0.0,
-            });
+            return Ok(Each::default());
         };
         let vae = self.depths[0];
         let flags = flags("encode", &latents.flags)?;
-        let encode = |images: &str| -> Result<Resources> {
+        let encode = |images: &str| -> Result<(Resources, f64)> {
             let mut words = self.words(&format!(
                 "encode @/{vae}/{images} @/latents --vae @/{vae}/vae"
             ));
@@ -309,15 +335,44 @@ impl Lab<'_> {
             self.run(&words)?;
             let out = self.folder.join("latents");
             let resources = files::read_json(&out.join("resources.json"))?;
+            let disk = files::size(&out)? as f64;
             files::remove(&out)?;
-            Ok(resources)
+            Ok((resources, disk))
         };
         // One image and two: what reading the network takes is in both.
-        let (one, two) = (encode("image")?, encode("images")?);
+        let ((one, one_disk), (two, two_disk)) = (encode("image")?, encode("images")?);
         Ok(Each {
             seconds: (two.seconds - one.seconds).max(0.0),
             bytes: two.peak_rss_bytes.unwrap_or(0.0),
+            disk: (two_disk - one_disk).max(0.0),
         })
+    }
+
+    /// Seconds of an image in the evaluator's network, whose weights are random: what more of them cost more.
+    fn evaluate(&self) -> Result<Each> {
+        if self.preset.evaluate.weights.is_none() {
+            return Ok(Each::default());
+        }
+        let folder = self.depths[0];
+        let judge = |images: &str| {
+            self.run(&self.words(&format!(
+                "stats @/{folder}/{images} --weights @/{folder}/inception.safetensors -o @/stats.npz"
+            )))
+        };
+        // Of few images the network takes the first batch for each core; of many, several.
+        let (few, many) = (judge("few")?, judge("many")?);
+        let more = (MANY_JUDGED - FEW_JUDGED) as f64;
+        Ok(Each {
+            seconds: (many.seconds - few.seconds).max(0.0) / more,
+            bytes: many.bytes,
+            disk: 0.0,
+        })
+    }
+
+    fn models(&self) -> Result<Plane> {
+        let size = |blocks: u64| files::size(&self.folder.join(blocks.to_string()).join("model"));
+        let [a, b] = [size(self.depths[0])? as f64, size(self.depths[1])? as f64];
+        Ok(Plane::through(self.depths, [0, 1], [a, b, a, b]))
     }
 }
 

@@ -52,9 +52,10 @@ pub(super) fn run(parts: &[Part], lock: &Path) -> Result<()> {
         totals.push((part.preset.name.as_str(), Cost::sum(&costs)));
     }
     println!("\n== Downloads\n");
-    let unlisted = downloads(parts, lock)?;
+    let Downloads { bytes, unlisted } = downloads(parts, lock)?;
     println!("\n== Estimate\n");
     estimate(parts, &totals);
+    disk(parts, &totals, bytes);
     println!("\n== Missing\n");
     let missing = missing::of(parts);
     for m in &missing {
@@ -63,10 +64,60 @@ pub(super) fn run(parts: &[Part], lock: &Path) -> Result<()> {
     for place in &unlisted {
         println!("{place}: its files are not in the cache, and the hub cannot be asked");
     }
+    if parts.iter().any(|p| p.preset.model.is_some()) {
+        match gpus() {
+            Some(found) => println!(
+                "nothing for a GPU ({found}): the estimate is of the processor's cores all the same"
+            ),
+            None => println!(
+                "an NVIDIA GPU: none is found, so the estimate is of the processor's cores"
+            ),
+        }
+    }
     if missing.is_empty() && unlisted.is_empty() {
-        println!("nothing: the same command without --dry-run begins");
+        println!("nothing that is read: the same command without --dry-run begins");
     }
     Ok(())
+}
+
+/// The NVIDIA GPUs of this machine, if its driver tells of any.
+fn gpus() -> Option<String> {
+    let out = Command::new("nvidia-smi").arg("-L").output().ok()?;
+    let text = String::from_utf8(out.stdout).ok()?;
+    let first = text.lines().next()?.trim();
+    (out.status.success() && !first.is_empty()).then(|| first.to_string())
+}
+
+/// What comes from the hub.
+struct Downloads {
+    /// That are still to come, as far as they are known.
+    bytes: f64,
+    /// Places of which the hub tells nothing now.
+    unlisted: Vec<String>,
+}
+
+/// What stays on disk, and whether there is room.
+fn disk(parts: &[Part], totals: &[(&str, Cost)], downloads: f64) {
+    let Some(part) = parts.first() else { return };
+    let made: f64 = totals.iter().map(|(_, total)| total.disk).sum();
+    if made == 0.0 {
+        return;
+    }
+    let needed = made + downloads;
+    print!(
+        "on disk: {} of downloads and {} made by the stages",
+        gigabytes(downloads as u64),
+        gigabytes(made as u64)
+    );
+    match files::free_space(&part.driver.out) {
+        Some(free) if (free as f64) < needed => println!(
+            "; {} has {} free, which is too little: --out chooses another disk, and finished rows' samples may be removed",
+            part.driver.out.display(),
+            gigabytes(free)
+        ),
+        Some(free) => println!("; {} are free", gigabytes(free)),
+        None => println!(),
+    }
 }
 
 /// The rates of every network that a preset names.
@@ -86,8 +137,8 @@ fn measured(parts: &[Part]) -> Result<BTreeMap<Option<String>, Rates>> {
     Ok(all)
 }
 
-/// Every place on the hub with its size; returns those of which nothing is known.
-fn downloads(parts: &[Part], lock: &Path) -> Result<Vec<String>> {
+/// Prints every place on the hub with its size: as the hub lists it or, where it cannot be asked, as the preset says.
+fn downloads(parts: &[Part], lock: &Path) -> Result<Downloads> {
     let words = parts
         .iter()
         .flat_map(|p| &p.plan.stages)
@@ -96,20 +147,29 @@ fn downloads(parts: &[Part], lock: &Path) -> Result<Vec<String>> {
         .filter(|word| on_hub(word))
         .map(|word| word.split('#').next().unwrap_or(word))
         .collect();
-    let mut unlisted = Vec::new();
+    let (mut bytes, mut unlisted) = (0.0, Vec::new());
     let Some(Part { driver, .. }) = parts.first() else {
-        return Ok(unlisted);
+        return Ok(Downloads { bytes, unlisted });
     };
+    let said = parts.iter().flat_map(|p| &p.preset.on_hub);
+    let said: BTreeMap<&str, f64> = said.map(|s| (s.place.as_str(), s.gigabytes)).collect();
     for &place in &places {
         match listed(driver, place, lock)? {
-            Ok(found) => println!(
-                "{place}: {} files, {}, of which {} are to be downloaded",
-                found.files.len(),
-                gigabytes(found.bytes),
-                gigabytes(found.to_download)
-            ),
+            Ok(found) => {
+                println!(
+                    "{place}: {} files, {}, of which {} are to be downloaded",
+                    found.files.len(),
+                    gigabytes(found.bytes),
+                    gigabytes(found.to_download)
+                );
+                bytes += found.to_download as f64;
+            }
             Err(why) => {
-                println!("{place}: size unknown ({why})");
+                match said.get(place) {
+                    Some(size) => println!("{place}: about {size} GB, by the preset ({why})"),
+                    None => println!("{place}: size unknown ({why})"),
+                }
+                bytes += said.get(place).map_or(0.0, |size| size * 1e9);
                 unlisted.push(place.to_string());
             }
         }
@@ -123,7 +183,7 @@ fn downloads(parts: &[Part], lock: &Path) -> Result<Vec<String>> {
     if places.is_empty() && by_hand.is_empty() {
         println!("none");
     }
-    Ok(unlisted)
+    Ok(Downloads { bytes, unlisted })
 }
 
 /// What the binary finds at a place, or why it finds nothing.

@@ -15,6 +15,10 @@ pub(super) struct Rates {
     pub(super) forward: Forward,
     pub(super) sample: Draws,
     pub(super) encode: Each,
+    /// An image through the evaluator's network.
+    pub(super) evaluate: Each,
+    /// Bytes of a model on disk, over blocks.
+    pub(super) model: Plane,
 }
 
 /// a + b·x + c·y + d·x·y, none of them below 0.
@@ -35,7 +39,7 @@ impl Plane {
         Self([a, b, c, d])
     }
 
-    fn at(self, x: f64, y: f64) -> f64 {
+    pub(super) fn at(self, x: f64, y: f64) -> f64 {
         let [a, b, c, d] = self.0;
         a + b * x + c * y + d * x * y
     }
@@ -46,6 +50,8 @@ impl Plane {
 pub(super) struct Steps {
     pub(super) seconds: Plane,
     pub(super) bytes: Plane,
+    /// Bytes that a run leaves on disk, over blocks.
+    pub(super) disk: Plane,
 }
 
 impl Steps {
@@ -53,6 +59,7 @@ impl Steps {
         Cost {
             seconds: steps * self.seconds.at(depth, batch),
             bytes: Some(self.bytes.at(depth, batch)),
+            disk: self.disk.at(depth, 0.0),
             unknown: 0,
         }
     }
@@ -75,7 +82,7 @@ impl Forward {
         Cost {
             seconds: samples * self.seconds.at(depth, 0.0),
             bytes: Some(self.bytes.at(depth, samples.min(HELD_OUT_BATCH))),
-            unknown: 0,
+            ..Cost::default()
         }
     }
 }
@@ -96,6 +103,8 @@ pub(super) struct Draws {
     pub(super) image_bytes: f64,
     /// Images that are drawn at a time.
     pub(super) at_a_time: f64,
+    /// Bytes of an image on disk.
+    pub(super) image_disk: f64,
 }
 
 impl Draws {
@@ -107,16 +116,31 @@ impl Draws {
             bytes: Some(
                 self.bytes.at(depth, counted) + more * self.image_bytes + self.decode_bytes,
             ),
+            disk: count * self.image_disk,
             unknown: 0,
         }
     }
 }
 
 /// One image.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Each {
     pub(super) seconds: f64,
+    /// Memory, of any number of them.
     pub(super) bytes: f64,
+    /// What each leaves on disk.
+    pub(super) disk: f64,
+}
+
+impl Each {
+    pub(super) fn of(&self, images: f64) -> Cost {
+        Cost {
+            seconds: images * self.seconds,
+            bytes: Some(self.bytes),
+            disk: images * self.disk,
+            unknown: 0,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -128,6 +152,7 @@ pub(super) mod tests {
         let steps = |block: f64| Steps {
             seconds: Plane([0.1, 0.0, 0.2, block]),
             bytes: Plane([1e6, 1e5, 0.0, 1e4]),
+            disk: Plane([0.0, 1e3, 0.0, 0.0]),
         };
         Rates {
             depth: 16.0,
@@ -146,11 +171,19 @@ pub(super) mod tests {
                 bytes: Plane([1e6, 1e5, 0.0, 0.0]),
                 image_bytes: 1e3,
                 at_a_time: 100.0,
+                image_disk: 10.0,
             },
             encode: Each {
                 seconds: 2.0,
                 bytes: 1e6,
+                disk: 5.0,
             },
+            evaluate: Each {
+                seconds: 0.25,
+                bytes: 2e6,
+                disk: 0.0,
+            },
+            model: Plane([10.0, 1.0, 0.0, 0.0]),
         }
     }
 

@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use tinyfusion::checkpoint::{DTypePolicy, Provenance};
 use tinyfusion::core::{Error, LatentBatch, StateDict, StepRng, stream};
 use tinyfusion::data::{LatentType, LatentWriter};
+use tinyfusion::fid::Inception;
 use tinyfusion::models::{MarConfig, SiTConfig, VaeConfig, preset};
 
 use super::prepare::everywhere;
@@ -15,7 +16,8 @@ use crate::output::say;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Folder that gets model/, latents.safetensors and, with --vae, vae/, image/ and images/ (one and two)
+    /// Folder that gets model/, latents.safetensors and, with --vae, vae/, image/ and images/ (one and two); with
+    /// --inception, inception.safetensors, few/ and many/ (16 and 48 images)
     out: PathBuf,
     /// Preset of the network (`tinyfusion models` lists them)
     #[arg(long)]
@@ -26,6 +28,9 @@ pub(super) struct Args {
     /// Also an autoencoder of this size, and images of this side for it
     #[arg(long, value_name = "PIXELS")]
     vae: Option<u32>,
+    /// Also an evaluator's network and images for it
+    #[arg(long)]
+    inception: bool,
     /// Seed of everything
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -69,7 +74,29 @@ pub(super) fn run(args: &Args) -> Result<()> {
         images(&args.out.join("image"), side, 1)?;
         images(&args.out.join("images"), side, 2)?;
     }
+    if args.inception {
+        evaluator(&args.out.join("inception.safetensors"), args.seed)?;
+        images(&args.out.join("few"), 256, 16)?;
+        images(&args.out.join("many"), 256, 48)?;
+    }
     Ok(say!("{}", args.out.display())?)
+}
+
+/// The evaluator's network: every value is drawn, and variances are 1.
+fn evaluator(file: &Path, seed: u64) -> Result<()> {
+    let mut rng = StepRng::new(seed, 2, stream::INIT);
+    let tensor = |(name, shape): (String, Vec<usize>)| -> Result<(String, Tensor)> {
+        let inputs: usize = shape.iter().skip(1).product();
+        let drawn = (rng.normal(shape.as_slice(), &Device::Cpu)? * (2.0 / inputs as f64).sqrt())?;
+        let variance = name.ends_with("running_var");
+        Ok((name, if variance { drawn.ones_like()? } else { drawn }))
+    };
+    let tensors: std::collections::HashMap<String, Tensor> = Inception::tensors()
+        .into_iter()
+        .map(tensor)
+        .collect::<Result<_>>()?;
+    candle_core::safetensors::save(&tensors, file).map_err(|e| Error::file(file, e))?;
+    Ok(())
 }
 
 fn write<F: Family>(args: &Args, config: &F::Config) -> Result<()> {

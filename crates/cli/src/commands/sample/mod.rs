@@ -18,6 +18,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
+use tinyfusion::checkpoint::require_space;
 use tinyfusion::core::{BlockStack, Error, LatentQuery, Plan, StepRng, run as run_plan, stream};
 use tinyfusion::data::to_uint8;
 use tinyfusion::diffusion::{Guidance, GuidedChannels, Respacing};
@@ -42,8 +43,8 @@ use crate::vae::Vae;
 /// Draw images: samples.npz, a PNG grid and the speed.
 ///
 /// Image i has class i mod K (or the classes of --classes in turn), and its noise depends on the seed and i alone: grids of
-/// different models start from the same noise, and neither the batch size nor the share changes an image (but with
-/// --sampler dopri5, whose steps are chosen for a whole batch). A model of latents gives images with --vae; without it its latents, (N, C, H, W) f32, and no pictures.
+/// different models start from the same noise, and neither the batch size nor the share changes an image. A model of latents
+/// gives images with --vae; without it its latents, (N, C, H, W) f32, and no pictures.
 ///
 /// What is drawn is kept in OUT/parts until all is there: the same command goes on after an interruption, and does nothing
 /// where all is done.
@@ -63,10 +64,10 @@ pub(crate) struct Args {
     /// Folder that gets samples.npz, grid.png and sample.json
     out: PathBuf,
     /// Images to draw
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, visible_alias = "num", default_value_t = 100)]
     count: usize,
     /// Draw one of N shares of these images, I from 0: their folders are evaluated together
-    #[arg(long, value_name = "I/N")]
+    #[arg(long, visible_alias = "shard", value_name = "I/N")]
     share: Option<Share>,
     /// Classes that take turns, by number or by name [default: all]; names are those in the model's config, or in
     /// labels.json or model_index.json (id2label) beside it
@@ -87,7 +88,7 @@ pub(crate) struct Args {
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Images drawn at a time, per core
+    /// Images drawn at a time, per core (with --sampler dopri5, which chooses its steps by the images, always one)
     #[arg(long, default_value_t = 50)]
     batch_size: usize,
     /// Columns of the PNG grid, which shows at most ten rows
@@ -346,10 +347,19 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         }
     }
     if write::is_done(&args.out, &settings)? {
+        Parts::remove_from(&args.out)?;
         return Ok(say!("{}: all is there already", args.out.display())?);
     }
     let parts = Parts::open(&args.out, numbers.clone(), &settings)?;
-    let batches = parts.missing(args.batch_size);
+    // A solver that chooses its steps by an error over the whole batch would give each image those of its neighbours.
+    let batch_size = drawing.steps().map_or(1, |_| args.batch_size);
+    let batches = parts.missing(batch_size);
+    let missing: usize = batches.iter().map(Range::len).sum();
+    require_space(
+        &args.out,
+        (missing + numbers.len()) as u64 * bytes_of(&samples, vae.as_ref()),
+        "for the parts and samples.npz: draw fewer, or a --share on each of several disks",
+    )?;
     let units = batches.len() * drawing.steps().unwrap_or(1);
     let job = Job {
         seed: args.seed,
@@ -361,7 +371,6 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         done: AtomicU64::new(0),
         stop,
     };
-    let drawn: usize = batches.iter().map(Range::len).sum();
     let started = Instant::now();
     // Batches side by side, one a core: candle's own operations use one core each.
     Lanes::new(batches.len())?.run(batches, |numbers| {
@@ -378,7 +387,7 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         grid_columns: pixels.then_some(args.grid_columns),
         pngs: args.pngs,
     };
-    files.write(settings, drawn, seconds)?;
+    files.write(settings, missing, seconds)?;
     resources.write(&args.out, None)?;
     Ok(parts.remove()?)
 }
@@ -452,6 +461,17 @@ impl Job<'_> {
             None => Ok(x),
         }
     }
+}
+
+/// Bytes that a sample takes on disk.
+fn bytes_of(samples: &Samples, vae: Option<&Vae>) -> u64 {
+    let (channels, size) = (samples.channels, samples.size);
+    let bytes = match vae {
+        Some(vae) => 3 * (size * vae.net.config().factor()).pow(2),
+        None if samples.are_pixels => channels * size * size,
+        None => 4 * channels * size * size,
+    };
+    bytes as u64
 }
 
 /// The autoencoder at `path`, if its latents are of the model's kind.

@@ -133,7 +133,16 @@ impl Parts {
 
     /// All was written elsewhere.
     pub(super) fn remove(self) -> Result<()> {
-        std::fs::remove_dir_all(&self.folder).map_err(|e| Error::file(&self.folder, e))
+        remove(&self.folder)
+    }
+
+    /// Removes what a run left that was killed between its last file and this.
+    pub(super) fn remove_from(out: &Path) -> Result<()> {
+        let folder = out.join(FOLDER);
+        if folder.join(SETTINGS).is_file() {
+            remove(&folder)?;
+        }
+        Ok(())
     }
 
     /// The numbers of the parts in the folder, ascending and apart from each other.
@@ -165,6 +174,10 @@ pub(super) fn differs<'a>(a: &'a Map<String, Value>, b: &'a Map<String, Value>) 
     let keys = a.keys().chain(b.keys()).map(String::as_str);
     keys.filter(|key| !OF_THE_WAY.contains(key))
         .find(|key| a.get(*key) != b.get(*key))
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    std::fs::remove_dir_all(folder).map_err(|e| Error::file(folder, e))
 }
 
 #[cfg(test)]
