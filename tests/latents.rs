@@ -153,7 +153,7 @@ fn what_does_not_fit_is_refused_before_anything_is_encoded() {
         (
             2,
             "sample teacher/model o --classes unicorn --count 1 --steps 1",
-            "no class names",
+            "no such name",
         ),
         (2, "sample teacher/model o --share 3/3", "0/8"),
         (
