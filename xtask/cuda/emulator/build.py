@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Build the CUDA emulator: build.py [DIR]    (DIR: target/cuda/emulator)
+"""Build the CUDA emulator: build.py [--test] [DIR]    (DIR: target/cuda/emulator)
 
 Makes DIR/libcuda.so.1, libcublas.so.13 and libcurand.so.10, and in DIR/kernels one shared library for
 each kernel source of candle and of this workspace. Only what has changed is made again. Prints the line
 that makes a program built with `--features cuda` use it:
 
     eval "$(xtask/cuda/emulator/build.py)"
+
+--test also builds the emulator's own test and runs it.
 
 Needs g++, cargo (to find candle's sources) and CUDA's cuda.h: $CUDA_HOME, as xtask/cuda/toolkit.sh sets it.
 """
@@ -56,12 +58,16 @@ def made(output: pathlib.Path, digest: str) -> None:
     print(f"emulator: {output.name}", file=sys.stderr)
 
 
-def build_library(name: str, sources: list[str], out: pathlib.Path) -> None:
+def cuda_include() -> pathlib.Path:
     include = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
     if not (include / "cuda.h").exists():
         sys.exit(f"no cuda.h in {include}: set CUDA_HOME (xtask/cuda/toolkit.sh prints it)")
+    return include
+
+
+def build_library(name: str, sources: list[str], out: pathlib.Path) -> None:
     files = [HERE / "src" / f"{source}.cpp" for source in sources]
-    flags = COMMON + ["-Wall", "-Wextra", "-Werror", "-isystem", str(include), "-pthread"]
+    flags = COMMON + ["-Wall", "-Wextra", "-Werror", "-isystem", str(cuda_include()), "-pthread"]
     preprocessed = run(CXX, "-E", "-P", *flags, *files)
     digest = changed(out / name, preprocessed, *flags)
     if digest:
@@ -119,9 +125,8 @@ def host_source(source: pathlib.Path) -> str:
     return f"{text}\n{registrations}\n"
 
 
-def build_kernels(name: str, source: pathlib.Path, out: pathlib.Path) -> str | None:
-    """The library's path, or None if the source has no kernels."""
-    library = out / "kernels" / f"{name}.so"
+def build_kernels(library: pathlib.Path, source: pathlib.Path, out: pathlib.Path) -> pathlib.Path | None:
+    """The library, or None if the source has no kernels."""
     text = host_source(source)
     if not text:
         return None
@@ -129,9 +134,9 @@ def build_kernels(name: str, source: pathlib.Path, out: pathlib.Path) -> str | N
     if digest:
         generated = library.with_suffix(".ii")  # g++ takes this suffix for C++ that is preprocessed
         generated.write_text(text)
-        run(CXX, *KERNEL, "-shared", "-Wl,-z,defs", generated, f"-L{out}", "-l:libcuda.so.1", "-Wl,-rpath,$ORIGIN/..", "-o", library)
+        run(CXX, *KERNEL, "-shared", "-Wl,-z,defs", generated, f"-L{out}", "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", library)
         made(library, digest)
-    return str(library)
+    return library
 
 
 def sources() -> dict[str, pathlib.Path]:
@@ -146,19 +151,65 @@ def sources() -> dict[str, pathlib.Path]:
             for crate, folder in folders.items() for source in sorted(folder.glob("*.cu")) if not NOT_BUILT.search(source.name)}
 
 
+# Kernels of tests/kernels.cu that must fail, and what the emulator must say about each.
+FAILING = {
+    "barrier_for_some": "24 threads have ended",
+    "two_barriers": "32 threads wait at the barrier",
+    "shuffles_apart": "lanes of a warp differ",
+    "past_shared_memory": "wrote past the end of few",
+    "asserts": "assertion out == nullptr failed",
+    "past_the_end": "wrote past the end of an allocation of 256 bytes",
+    "released_pointer": "argument 2, the pointer",
+}
+
+
+def test(out: pathlib.Path) -> None:
+    folder = out / "selftest"
+    (folder / "kernels").mkdir(parents=True, exist_ok=True)
+    build_kernels(folder / "kernels/selftest.so", HERE / "tests/kernels.cu", out)
+    program = folder / "selftest"
+    run(CXX, "-std=c++17", "-O1", "-Wall", "-Werror", "-isystem", cuda_include(), HERE / "tests/selftest.cpp", f"-L{out}",
+        "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", program)
+    environment = os.environ | {"CUDA_EMULATOR_KERNELS": str(folder / "kernels")}
+    failed = False
+    for order in ["forward", "reverse", "random"]:
+        print(f"in {order} order:", file=sys.stderr)
+        done = subprocess.run([program], env=environment | {"CUDA_EMULATOR_ORDER": order}, stdout=sys.stderr,
+                              stderr=subprocess.DEVNULL)
+        failed |= done.returncode != 0
+    cases = [(name, text, {}) for name, text in FAILING.items()]
+    # With the fence the fault itself is reported, and ends the process.
+    cases.append(("past_the_end", "thread (0, 0, 0) touches byte 256 of an allocation of 256 bytes", {"CUDA_EMULATOR_FENCE": "1"}))
+    for name, text, extra in cases:
+        done = subprocess.run([program, name], env=environment | extra, capture_output=True, text=True)
+        good = text in done.stderr and (done.returncode == 0 or bool(extra))
+        print(f"{'ok  ' if good else 'FAIL'} {name} is reported{' with ' + ' '.join(extra) if extra else ''}", file=sys.stderr)
+        if not good:
+            print(done.stdout + done.stderr, file=sys.stderr)
+        failed |= not good
+    if failed:
+        sys.exit("the emulator's test failed")
+
+
 def main() -> None:
-    if len(sys.argv) > 2 or any(argument.startswith("-") for argument in sys.argv[1:]):
+    arguments = sys.argv[1:]
+    testing = "--test" in arguments
+    if testing:
+        arguments.remove("--test")
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
         sys.exit(__doc__)
-    out = pathlib.Path(sys.argv[1] if len(sys.argv) == 2 else ROOT / "target/cuda/emulator").resolve()
+    out = pathlib.Path(arguments[0] if arguments else ROOT / "target/cuda/emulator").resolve()
     (out / "kernels").mkdir(parents=True, exist_ok=True)
     for name, files in LIBRARIES.items():
         build_library(name, files, out)
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
-        jobs = [workers.submit(build_kernels, name, source, out) for name, source in sources().items()]
+        jobs = [workers.submit(build_kernels, out / "kernels" / f"{name}.so", source, out) for name, source in sources().items()]
         kept = {job.result() for job in jobs}
     for library in (out / "kernels").glob("*.so"):
-        if str(library) not in kept:
+        if library not in kept:
             library.unlink()  # its source is gone
+    if testing:
+        test(out)
     print(f"export LD_LIBRARY_PATH='{out}'${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}")
 
 

@@ -4,7 +4,9 @@
 #include "modules.hpp"
 
 #define __CUDA_API_VERSION_INTERNAL  // cuda.h then leaves names as they are: cuMemAlloc_v2 and so on
+#pragma GCC visibility push(default)  // what cuda.h declares is what the library exports
 #include <cuda.h>
+#pragma GCC visibility pop
 
 namespace emulator {
 

@@ -60,9 +60,8 @@ struct Fiber {
     // Forgets what the fiber was doing; it will begin with entry(), which must not return.
     void restart(void (*entry)()) {
         auto **top = reinterpret_cast<void **>(memory + stack_bytes);
-        *--top = nullptr;                            // keeps the alignment that a call would give
-        *--top = nullptr;                            // entry's return address
-        *--top = reinterpret_cast<void *>(entry);    // where the first switch "returns" to
+        *--top = nullptr;                          // entry's return address, where a call would put it
+        *--top = reinterpret_cast<void *>(entry);  // where the first switch "returns" to
         for (int i = 0; i < 6; i++) *--top = nullptr;
         stack = top;
     }
