@@ -6,10 +6,22 @@
 #include "statistics.hpp"
 
 #include <cstring>
+#include <map>
+#include <mutex>
 
 using namespace emulator;
 
 namespace {
+
+// Host memory from cuMemHostAlloc: only with it are copies really asynchronous.
+std::mutex pinned_mutex;
+std::map<const char *, size_t> &pinned() { static auto *ranges = new std::map<const char *, size_t>; return *ranges; }
+
+bool is_pinned(const void *memory) {
+    std::lock_guard lock(pinned_mutex);
+    auto next = pinned().upper_bound(static_cast<const char *>(memory));
+    return next != pinned().begin() && static_cast<const char *>(memory) < std::prev(next)->first + std::prev(next)->second;
+}
 
 CUresult check(const char *call, CUdeviceptr address, size_t bytes) {
     if (CUresult result = spoiled) return result;
@@ -36,6 +48,7 @@ CUresult release_address(CUdeviceptr address) {
 
 CUresult to_device(CUdeviceptr to, const void *from, size_t bytes) {
     statistics().to_device.add(bytes);
+    if (bytes > 64 << 10 && !is_pinned(from)) statistics().large_uploads.add(bytes);
     if (CUresult result = check("a copy to the device", to, bytes)) return result;
     memcpy(reinterpret_cast<void *>(to), from, bytes);
     return CUDA_SUCCESS;
@@ -88,14 +101,25 @@ CUresult CUDAAPI cuMemFree_v2(CUdeviceptr address) { return blocking(release_add
 CUresult CUDAAPI cuMemFreeAsync(CUdeviceptr address, CUstream) { return release_address(address); }
 
 CUresult CUDAAPI cuMemHostAlloc(void **memory, size_t bytes, unsigned) {
-    return *memory = malloc(bytes), *memory ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    *memory = malloc(bytes);
+    if (!*memory) return CUDA_ERROR_OUT_OF_MEMORY;
+    std::lock_guard lock(pinned_mutex);
+    pinned()[static_cast<const char *>(*memory)] = bytes;
+    return CUDA_SUCCESS;
 }
-CUresult CUDAAPI cuMemFreeHost(void *memory) { return free(memory), CUDA_SUCCESS; }
+CUresult CUDAAPI cuMemFreeHost(void *memory) {
+    std::lock_guard lock(pinned_mutex);
+    if (pinned().erase(static_cast<const char *>(memory)) == 0) return CUDA_ERROR_INVALID_VALUE;
+    return free(memory), CUDA_SUCCESS;
+}
 
 CUresult CUDAAPI cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes) { return blocking(to_device(to, from, bytes)); }
 CUresult CUDAAPI cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, CUstream) { return to_device(to, from, bytes); }
 CUresult CUDAAPI cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes) { return blocking(to_host(to, from, bytes)); }
-CUresult CUDAAPI cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUstream) { return to_host(to, from, bytes); }
+CUresult CUDAAPI cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUstream) {
+    if (!is_pinned(to)) statistics().downloads.add(bytes);
+    return to_host(to, from, bytes);
+}
 CUresult CUDAAPI cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) { return on_device(to, from, bytes); }
 CUresult CUDAAPI cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream) { return on_device(to, from, bytes); }
 

@@ -20,7 +20,7 @@
 
 namespace emulator {
 
-__thread Running running;
+__thread Running running __attribute__((tls_model("initial-exec")));
 
 namespace {
 

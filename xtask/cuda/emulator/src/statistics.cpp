@@ -25,7 +25,7 @@ std::map<std::string, Launches> &launches() {
 }
 
 void line(const char *name, const Counter &counter) {
-    fprintf(stderr, "  %-28s %10lu", name, counter.calls.load());
+    fprintf(stderr, "  %-32s %10lu", name, counter.calls.load());
     if (counter.bytes) fprintf(stderr, " %14.3f MB", double(counter.bytes) / 1e6);
     fprintf(stderr, "\n");
 }
@@ -34,29 +34,31 @@ void print() {
     const Statistics &s = statistics();
     MemoryUse use = memory_use();
     uint64_t waits = s.stream_synchronisations.calls + s.context_synchronisations.calls +
-                     s.event_synchronisations.calls + s.blocking_calls.calls;
+                     s.event_synchronisations.calls + s.downloads.calls + s.blocking_calls.calls;
     fprintf(stderr, "cuda emulator: statistics\n");
     line("copies host to device", s.to_device);
+    line("  large, not from pinned memory", s.large_uploads);
     line("copies device to host", s.to_host);
     line("copies on the device", s.on_device);
     line("fills", s.fills);
     line("allocations", s.allocations);
     line("releases", s.releases);
-    fprintf(stderr, "  %-28s %10s %14.3f MB\n", "memory at its peak", "", double(use.peak) / 1e6);
-    fprintf(stderr, "  %-28s %10s %14.3f MB\n", "memory never released", "", double(use.used) / 1e6);
+    fprintf(stderr, "  %-32s %10s %14.3f MB\n", "memory at its peak", "", double(use.peak) / 1e6);
+    fprintf(stderr, "  %-32s %10s %14.3f MB\n", "memory never released", "", double(use.used) / 1e6);
     line("stream synchronisations", s.stream_synchronisations);
     line("context synchronisations", s.context_synchronisations);
     line("event synchronisations", s.event_synchronisations);
+    line("downloads that wait", s.downloads);
     line("other calls that block", s.blocking_calls);
-    fprintf(stderr, "  %-28s %10lu\n", "synchronisations in all", waits);
+    fprintf(stderr, "  %-32s %10lu\n", "synchronisations in all", waits);
 
     std::lock_guard lock(mutex);
     std::vector<std::pair<std::string, Launches>> table(launches().begin(), launches().end());
     std::sort(table.begin(), table.end(), [](auto &a, auto &b) { return a.second.seconds > b.second.seconds; });
     Launches all;
     for (auto &[name, entry] : table) all.calls += entry.calls, all.seconds += entry.seconds;
-    fprintf(stderr, "  %-28s %10lu %14.3f s\n", "launches", all.calls, all.seconds);
-    for (auto &[name, entry] : table) fprintf(stderr, "    %-26s %10lu %14.3f s\n", name.c_str(), entry.calls, entry.seconds);
+    fprintf(stderr, "  %-32s %10lu %14.3f s\n", "launches", all.calls, all.seconds);
+    for (auto &[name, entry] : table) fprintf(stderr, "    %-30s %10lu %14.3f s\n", name.c_str(), entry.calls, entry.seconds);
 }
 
 }  // namespace

@@ -15,8 +15,10 @@ struct Counter {
 
 struct Statistics {
     Counter to_device, to_host, on_device, fills, allocations, releases;
-    // What makes the host wait for the device.
-    Counter stream_synchronisations, context_synchronisations, event_synchronisations, blocking_calls;
+    // Uploads that a driver may make the host wait for: more than 64 KB, from memory that is not pinned.
+    Counter large_uploads;
+    // What makes the host wait for the device. Among it downloads to memory that is not pinned, `Async` or not.
+    Counter stream_synchronisations, context_synchronisations, event_synchronisations, downloads, blocking_calls;
 };
 
 Statistics &statistics();
