@@ -310,9 +310,9 @@ impl DiT {
         &self.config
     }
 
-    /// c = t_emb + y_emb (B, D).
-    pub fn condition(&self, t: &Tensor, y: &Tensor) -> Result<Tensor> {
-        Ok((self.t_embedder.forward(t)? + self.y_embedder.forward(y)?)?)
+    /// c = t_emb + y_emb (B, D) in `dtype`.
+    pub fn condition(&self, t: &Tensor, y: &Tensor, dtype: DType) -> Result<Tensor> {
+        Ok((self.t_embedder.forward(t, dtype)? + self.y_embedder.forward(y, dtype)?)?)
     }
 }
 
@@ -328,9 +328,9 @@ impl BlockStack for DiT {
         let h = self
             .x_embedder
             .forward(&q.x)?
-            .broadcast_add(&self.pos_embed)?; // (B, T, D)
+            .broadcast_add(&self.pos_embed.to_dtype(q.x.dtype())?)?; // (B, T, D)
         // Every adaLN projection starts with this activation.
-        let c = ops::silu(&self.condition(&q.t, &q.y)?)?; // (B, D)
+        let c = ops::silu(&self.condition(&q.t, &q.y, q.x.dtype())?)?; // (B, D)
         let blocks = self.blocks.iter().map(|b| b.modulation.forward(&c)); // (B, 6·D) each
         let cond = DiTCond {
             blocks: blocks.collect::<Result<_>>()?,

@@ -1,7 +1,7 @@
 //! Parity of every step of the forward pass with the official DiT (`dit_forward.safetensors`).
 #![allow(clippy::unwrap_used)] // a test may panic
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use tinyfusion_core::{BlockStack, LatentQuery, Plan, StateDict, run};
 use tinyfusion_models::{DiT, DiTConfig};
 use tinyfusion_nn::{Scope, layers, ops};
@@ -75,11 +75,11 @@ fn golden_embeddings() {
     );
     f.golden.close(
         "out.t_emb",
-        &t_embedder.forward(&times(&f.golden, "in.t")).unwrap(),
+        &t_embedder.forward(&times(&f.golden, "in.t"), DType::F32).unwrap(),
     );
     f.golden.close(
         "out.t_emb_frac",
-        &t_embedder.forward(&times(&f.golden, "in.t_frac")).unwrap(),
+        &t_embedder.forward(&times(&f.golden, "in.t_frac"), DType::F32).unwrap(),
     );
     let rows = f
         .weights
@@ -90,7 +90,7 @@ fn golden_embeddings() {
     let y_embedder = layers::LabelEmbedder::load(&root.at("y_embedder"), rows, d).unwrap();
     f.golden.close(
         "out.y_emb_eval",
-        &y_embedder.forward(&ids(&f.golden, "in.y")).unwrap(),
+        &y_embedder.forward(&ids(&f.golden, "in.y"), DType::F32).unwrap(),
     );
     let forced = forced_labels(&f);
     // Which samples lost their label: our null ids are where the reference dropped.
@@ -100,12 +100,12 @@ fn golden_embeddings() {
     let forced = Tensor::new(forced, &Device::Cpu).unwrap();
     f.golden.close(
         "out.y_emb_train_forced",
-        &y_embedder.forward(&forced).unwrap(),
+        &y_embedder.forward(&forced, DType::F32).unwrap(),
     );
     let net = DiT::new(&f.config, &f.weights).unwrap();
     f.golden.close(
         "out.c",
-        &net.condition(&times(&f.golden, "in.t"), &ids(&f.golden, "in.y"))
+        &net.condition(&times(&f.golden, "in.t"), &ids(&f.golden, "in.y"), DType::F32)
             .unwrap(),
     );
     let patch = layers::PatchEmbed::load(

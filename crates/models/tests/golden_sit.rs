@@ -2,7 +2,7 @@
 //! both equations with the recorded noise.
 #![allow(clippy::unwrap_used)] // a test may panic
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use tinyfusion_core::{BlockStack, LatentQuery, Plan, Result, StateDict, run};
 use tinyfusion_diffusion::samplers::{
@@ -141,7 +141,7 @@ fn golden_forward() {
         f.config.0.hidden_size,
     )
     .unwrap();
-    f.golden.close("out.t_emb", &embedder.forward(&t).unwrap());
+    f.golden.close("out.t_emb", &embedder.forward(&t, DType::F32).unwrap());
     let query = LatentQuery {
         x: f.golden.tensor("in.x"),
         t,

@@ -1,10 +1,14 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod gradients;
 mod kernels;
 mod lanes;
 pub mod layers;
 pub mod ops;
+#[cfg(feature = "cuda")]
+pub mod parity;
 mod recompute;
 mod scope;
 /// In-place updates of parameters: AdamW and the exponential moving average.

@@ -1,22 +1,25 @@
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, Var, bail};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Storage, Tensor, Var, bail};
 
 use crate::gradients::add_to_sums;
-use crate::ops::host;
 
 /// f(x, c), keeping nothing of what f's backward needs but x and c: backward runs f once more (Chen et al. 2016,
 /// arXiv 1604.06174). The gradients are the same, bit for bit.
 ///
 /// Gradients of variables inside f reach the sums of the [`Gradients`](crate::Gradients) whose backward is under way;
-/// candle's own `backward` has no place for them, and fails here. On other devices than a CPU, and where neither x nor c is tracked, this is f
-/// itself.
+/// candle's own `backward` has no place for them, and fails here. Where neither x nor c is tracked, and on devices without a
+/// way to hand on what was computed (a GPU without the feature `cuda`), this is f itself.
 pub fn recompute(
     x: &Tensor,
     c: &Tensor,
     f: impl Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    if !x.device().is_cpu() || !(x.track_op() || c.track_op()) {
+    let known = x.device().is_cpu() || (cfg!(feature = "cuda") && x.device().is_cuda());
+    if !known || !(x.track_op() || c.track_op()) {
         return f(x, c);
     }
     let out = f(&x.detach(), &c.detach())?.detach();
@@ -35,6 +38,25 @@ struct Recompute<F> {
     out: Mutex<Option<Tensor>>,
 }
 
+impl<F> Recompute<F> {
+    fn take(&self) -> Result<Tensor> {
+        match self.out.lock().ok().and_then(|mut out| out.take()) {
+            Some(out) => Ok(out),
+            None => bail!("recompute: run twice"),
+        }
+    }
+}
+
+/// The values that `layout` names, as a storage of their own.
+fn copy<S>(from: &S, layout: &Layout) -> Result<S>
+where
+    S: BackendStorage<Device: BackendDevice<Storage = S>>,
+{
+    let mut to = from.device().zeros_impl(layout.shape(), from.dtype())?;
+    from.copy_strided_src(&mut to, 0, layout)?;
+    Ok(to)
+}
+
 impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync> CustomOp2 for Recompute<F> {
     fn name(&self) -> &'static str {
         "recompute"
@@ -47,11 +69,31 @@ impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync> CustomOp2 for Reco
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let Some(out) = self.out.lock().ok().and_then(|mut out| out.take()) else {
-            bail!("recompute: run twice")
-        };
-        let data = host!(&out => values; values.to_vec());
-        Ok((CpuStorage::F32(data), out.shape().clone()))
+        let out = self.take()?;
+        let (storage, layout) = out.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => Ok((copy(storage, layout)?, out.shape().clone())),
+            other => bail!(
+                "recompute: x is on the CPU, f(x, c) on {:?}",
+                other.device()
+            ),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let out = self.take()?;
+        let (storage, layout) = out.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(storage) => Ok((copy(storage, layout)?, out.shape().clone())),
+            other => bail!("recompute: x is on a GPU, f(x, c) on {:?}", other.device()),
+        }
     }
 
     fn bwd(

@@ -1,6 +1,8 @@
-use candle_core::{Result, Tensor, Var, bail};
+use candle_core::{DType, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::gradients::mutate;
 use crate::kernels::{GRAIN, simd};
 use crate::ops::host;
@@ -45,9 +47,19 @@ impl Parameter {
     }
 }
 
+/// What gradients are multiplied by before a step.
+#[derive(Debug, Clone)]
+pub enum Scale {
+    /// A number that the host knows.
+    Host(f64),
+    /// An f32 scalar where the parameters are, as [`clip_on_device`] leaves it there: the host need not wait for it.
+    Device(Tensor),
+}
+
 impl AdamW {
     /// One update in place, number `t` from 1. The gradient is multiplied by `grad_scale` first (clipping), and the
-    /// average moves to the new value afterwards; on a CPU all in one pass over the values.
+    /// average moves to the new value afterwards; on a CPU, and on a GPU with the feature `cuda`, all in one pass over the
+    /// values. Where the scale is NaN, nothing is written.
     ///
     /// p ← p·(1 − lr·λ) − lr·m̂/(√v̂ + ε); average ← average + (1 − decay)·(p − average)
     ///
@@ -58,7 +70,7 @@ impl AdamW {
         at: &Parameter,
         grad: &Tensor,
         t: u64,
-        grad_scale: f64,
+        grad_scale: &Scale,
         decay: f64,
     ) -> Result<()> {
         for (what, dims) in [
@@ -75,32 +87,25 @@ impl AdamW {
                 bail!("adamw: {what} {dims:?} of a parameter {:?}", at.var.dims());
             }
         }
-        let (b1, b2) = self.betas;
-        let (c1, c2) = (1.0 - b1.powf(t as f64), 1.0 - b2.powf(t as f64));
+        let pass = self.pass(t, grad_scale, decay);
+        #[cfg(feature = "cuda")]
+        if at.var.device().is_cuda() {
+            return cuda::update::adamw(at, grad, grad_scale, &pass);
+        }
+        let scale = match grad_scale {
+            Scale::Host(scale) => *scale,
+            Scale::Device(scale) => f64::from(scale.to_scalar::<f32>()?),
+        };
+        if scale.is_nan() {
+            return Ok(());
+        }
         let Parameter { var, m, v, average } = at;
         if !var.device().is_cpu() {
-            let g = (grad * grad_scale)?;
-            m.set(&((m.as_tensor() * b1)? + (&g * (1.0 - b1))?)?)?;
-            v.set(&((v.as_tensor() * b2)? + (g.sqr()? * (1.0 - b2))?)?)?;
-            let denom = ((v.as_tensor().sqrt()? / c2.sqrt())? + self.eps)?;
-            let update = (m.as_tensor() / c1)?.div(&denom)?;
-            let kept = (var.as_tensor() * (1.0 - self.lr * self.weight_decay))?;
-            var.set(&(kept - (update * self.lr)?)?)?;
-            let Some(average) = average else {
-                return Ok(());
-            };
-            let away = (var.as_tensor() - average.as_tensor())?;
-            return average.set(&(average.as_tensor() + (away * (1.0 - decay))?)?);
+            return self.step_composed(at, &(grad * scale)?, t, decay);
         }
         let pass = Pass {
-            m: (b1 as f32, (1.0 - b1) as f32),
-            v: (b2 as f32, (1.0 - b2) as f32),
-            scale: grad_scale as f32,
-            keep: (1.0 - self.lr * self.weight_decay) as f32,
-            step: (self.lr / c1) as f32,
-            root_c2: c2.sqrt() as f32,
-            eps: self.eps as f32,
-            share: (1.0 - decay) as f32,
+            scale: scale as f32,
+            ..pass
         };
         host!(grad => grad; mutate(var, |p| mutate(m, |m| mutate(v, |v| match average {
             None => {
@@ -113,19 +118,57 @@ impl AdamW {
             }),
         }))))
     }
+
+    /// The numbers of update `t`.
+    fn pass(&self, t: u64, scale: &Scale, decay: f64) -> Pass {
+        let (b1, b2) = self.betas;
+        let (c1, c2) = (1.0 - b1.powf(t as f64), 1.0 - b2.powf(t as f64));
+        Pass {
+            m: (b1 as f32, (1.0 - b1) as f32),
+            v: (b2 as f32, (1.0 - b2) as f32),
+            scale: match scale {
+                Scale::Host(scale) => *scale as f32,
+                Scale::Device(_) => 1.0, // the kernel reads it where it is
+            },
+            keep: (1.0 - self.lr * self.weight_decay) as f32,
+            step: (self.lr / c1) as f32,
+            root_c2: c2.sqrt() as f32,
+            eps: self.eps as f32,
+            share: (1.0 - decay) as f32,
+        }
+    }
+
+    /// The same from candle's operations, with a gradient `g` that was multiplied already.
+    fn step_composed(&self, at: &Parameter, g: &Tensor, t: u64, decay: f64) -> Result<()> {
+        let (b1, b2) = self.betas;
+        let (c1, c2) = (1.0 - b1.powf(t as f64), 1.0 - b2.powf(t as f64));
+        let Parameter { var, m, v, average } = at;
+        m.set(&((m.as_tensor() * b1)? + (g * (1.0 - b1))?)?)?;
+        v.set(&((v.as_tensor() * b2)? + (g.sqr()? * (1.0 - b2))?)?)?;
+        let denom = ((v.as_tensor().sqrt()? / c2.sqrt())? + self.eps)?;
+        let update = (m.as_tensor() / c1)?.div(&denom)?;
+        let kept = (var.as_tensor() * (1.0 - self.lr * self.weight_decay))?;
+        var.set(&(kept - (update * self.lr)?)?)?;
+        let Some(average) = average else {
+            return Ok(());
+        };
+        let away = (var.as_tensor() - average.as_tensor())?;
+        average.set(&(average.as_tensor() + (away * (1.0 - decay))?)?)
+    }
 }
 
 /// The numbers of one update.
-struct Pass {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pass {
     /// What is kept of a moment, and what is added to it.
-    m: (f32, f32),
-    v: (f32, f32),
-    scale: f32,
-    keep: f32,
-    step: f32,
-    root_c2: f32,
-    eps: f32,
-    share: f32,
+    pub(crate) m: (f32, f32),
+    pub(crate) v: (f32, f32),
+    pub(crate) scale: f32,
+    pub(crate) keep: f32,
+    pub(crate) step: f32,
+    pub(crate) root_c2: f32,
+    pub(crate) eps: f32,
+    pub(crate) share: f32,
 }
 
 impl Pass {
@@ -196,14 +239,53 @@ impl Pass {
     }
 }
 
+/// Norm √Σ gᵢ² over all of `grads` (f32), and the factor that clips it to `clip` as PyTorch's `clip_grad_norm_` does,
+/// min(1, clip/(norm + 1e-6)): NaN where the norm or `loss` (a scalar) is not finite. Both are f32 scalars on the device
+/// of the gradients; on a GPU nothing waits for them, so a training loop may go on and read them later.
+///
+/// Squares are added up in f64, in an order that only the sizes fix.
+pub fn clip_on_device(
+    grads: &[Tensor],
+    loss: &Tensor,
+    clip: Option<f64>,
+) -> Result<(Tensor, Scale)> {
+    if loss.elem_count() != 1 {
+        bail!("clipping: the loss is {:?}, expected a scalar", loss.dims());
+    }
+    let Some(first) = grads.first() else {
+        bail!("clipping: there is no gradient")
+    };
+    let loss = loss.detach().to_dtype(DType::F32)?.reshape(())?;
+    #[cfg(feature = "cuda")]
+    if first.device().is_cuda() {
+        let (norm, scale) =
+            cuda::update::clip(&cuda::update::partial_squares(grads)?, &loss, clip)?;
+        return Ok((norm, Scale::Device(scale)));
+    }
+    let mut squares = 0.0;
+    for grad in grads {
+        squares += sum_of_squares(grad)?;
+    }
+    let norm = squares.sqrt();
+    let finite = norm.is_finite() && loss.to_scalar::<f32>()?.is_finite();
+    let scale = match (finite, clip) {
+        (false, _) => f64::NAN,
+        (true, None) => 1.0,
+        (true, Some(clip)) => (clip / (norm + 1e-6)).min(1.0),
+    };
+    let at = |value: f64| Tensor::new(value as f32, first.device());
+    Ok((at(norm)?, Scale::Device(at(scale)?)))
+}
+
 /// Σ tᵢ² over an f32 tensor, added up in f64; the same whatever the number of threads.
 pub fn sum_of_squares(t: &Tensor) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        let partial = cuda::update::partial_squares(std::slice::from_ref(t))?;
+        return Ok(partial.to_vec1::<f64>()?.iter().sum());
+    }
     if !t.device().is_cpu() {
-        return t
-            .sqr()?
-            .sum_all()?
-            .to_dtype(candle_core::DType::F64)?
-            .to_scalar::<f64>();
+        return t.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
     }
     host!(t => values; Ok(sum_of(values)))
 }
@@ -253,7 +335,7 @@ pub(crate) fn in_chunks(a: &mut [f32], x: &[f32], f: impl Fn(&mut [f32], &[f32])
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
 
@@ -273,7 +355,9 @@ mod tests {
         let (clip, decay) = (0.5, 0.75);
         for (t, g) in grads.iter().enumerate() {
             let g = Tensor::new(g, dev).unwrap();
-            adamw.step(&p, &g, t as u64 + 1, clip, decay).unwrap();
+            adamw
+                .step(&p, &g, t as u64 + 1, &Scale::Host(clip), decay)
+                .unwrap();
         }
         let got = p.var.to_vec1::<f32>().unwrap();
         let averages = p.average.as_ref().unwrap().to_vec1::<f32>().unwrap();
@@ -316,7 +400,7 @@ mod tests {
         let moved = |size: f32, scale: f64| {
             let p = Parameter::new(Var::zeros(2, DType::F32, &Device::Cpu).unwrap()).unwrap();
             let grad = Tensor::new(&[size, -0.5 * size], &Device::Cpu).unwrap();
-            adamw.step(&p, &grad, 1, scale, 0.5).unwrap();
+            adamw.step(&p, &grad, 1, &Scale::Host(scale), 0.5).unwrap();
             p.var.to_vec1::<f32>().unwrap()
         };
         let (ordinary, huge) = (moved(1.0, 1.0), moved(1e25, 1e-25));
@@ -337,10 +421,98 @@ mod tests {
         let p = Parameter::new(Var::from_tensor(&start).unwrap()).unwrap();
         let zero = start.zeros_like().unwrap();
         for t in 0..20_000 {
-            adamw.step(&p, &zero, t + 1, 1.0, 0.9999).unwrap();
+            adamw
+                .step(&p, &zero, t + 1, &Scale::Host(1.0), 0.9999)
+                .unwrap();
         }
         let average = p.average.as_ref().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(average, start.to_vec1::<f32>().unwrap());
+    }
+
+    #[test]
+    fn clipping_scales_to_the_norm_and_a_step_without_a_number_writes_nothing() {
+        let dev = &Device::Cpu;
+        let scalar = |t: &Tensor| t.to_scalar::<f32>().unwrap();
+        let grads = [
+            Tensor::new(&[3f32, 0.0], dev).unwrap(),
+            Tensor::new(&[[4f32]], dev).unwrap(),
+        ];
+        let clipped = |loss: f32, clip| {
+            let loss = Tensor::new(loss, dev).unwrap();
+            match clip_on_device(&grads, &loss, clip).unwrap() {
+                (norm, Scale::Device(scale)) => (scalar(&norm), scalar(&scale)),
+                (_, Scale::Host(scale)) => panic!("{scale} on the host"),
+            }
+        };
+        let (norm, scale) = clipped(0.0, Some(1.0));
+        assert_eq!(norm, 5.0);
+        assert!((scale - 0.2).abs() < 1e-6, "{scale}");
+        assert_eq!(clipped(0.0, Some(10.0)).1, 1.0);
+        assert_eq!(clipped(0.0, None).1, 1.0);
+        assert!(clipped(f32::NAN, None).1.is_nan());
+        assert!(clipped(f32::INFINITY, Some(1.0)).1.is_nan());
+
+        let adamw = AdamW {
+            lr: 1e-2,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.1,
+        };
+        let p = Parameter::new(Var::ones(2, DType::F32, dev).unwrap()).unwrap();
+        let nan = Scale::Device(Tensor::new(f32::NAN, dev).unwrap());
+        adamw.step(&p, &grads[0], 1, &nan, 0.5).unwrap();
+        for (values, unchanged) in [(&p.var, 1.0), (&p.m, 0.0), (&p.v, 0.0)] {
+            assert_eq!(values.to_vec1::<f32>().unwrap(), [unchanged; 2]);
+        }
+        // The same scale moves the same whether the host knows it or not.
+        let q = Parameter::new(Var::ones(2, DType::F32, dev).unwrap()).unwrap();
+        let half = Scale::Device(Tensor::new(0.5f32, dev).unwrap());
+        adamw.step(&p, &grads[0], 1, &half, 0.5).unwrap();
+        adamw
+            .step(&q, &grads[0], 1, &Scale::Host(0.5), 0.5)
+            .unwrap();
+        let (p, q) = (
+            p.var.to_vec1::<f32>().unwrap(),
+            q.var.to_vec1::<f32>().unwrap(),
+        );
+        assert!(p[0] < 1.0);
+        assert_eq!(p, q);
+    }
+
+    #[test]
+    fn the_composition_takes_the_same_step() {
+        let (dev, adamw) = (
+            &Device::Cpu,
+            AdamW {
+                lr: 1e-2,
+                betas: (0.9, 0.999),
+                eps: 1e-8,
+                weight_decay: 0.1,
+            },
+        );
+        let start = Tensor::new(&[0.5f32, -2.0, 1e-3], dev).unwrap();
+        let grad = Tensor::new(&[0.1f32, -3.0, 1e-6], dev).unwrap();
+        let parameter =
+            || Parameter::new(Var::from_tensor(&start.copy().unwrap()).unwrap()).unwrap();
+        let (fused, composed) = (parameter(), parameter());
+        for t in 1..4 {
+            adamw
+                .step(&fused, &grad, t, &Scale::Host(0.5), 0.75)
+                .unwrap();
+            adamw
+                .step_composed(&composed, &(&grad * 0.5).unwrap(), t, 0.75)
+                .unwrap();
+        }
+        let all = |p: &Parameter| {
+            [&p.var, &p.m, &p.v, p.average.as_ref().unwrap()].map(|t| t.to_vec1::<f32>().unwrap())
+        };
+        for (a, b) in all(&fused)
+            .iter()
+            .flatten()
+            .zip(all(&composed).iter().flatten())
+        {
+            assert!((a - b).abs() <= 1e-6 * a.abs(), "{a} {b}");
+        }
     }
 
     #[test]
@@ -375,9 +547,10 @@ mod tests {
             eps: 1e-8,
             weight_decay: 0.0,
         };
+        let one = Scale::Host(1.0);
         let whole = Parameter::new(t(3)).unwrap();
         let error = adamw
-            .step(&whole, t(2).as_tensor(), 1, 1.0, 0.5)
+            .step(&whole, t(2).as_tensor(), 1, &one, 0.5)
             .unwrap_err();
         assert!(
             error
@@ -389,6 +562,6 @@ mod tests {
             average: Some(t(4)),
             ..whole
         };
-        assert!(adamw.step(&mixed, t(3).as_tensor(), 1, 1.0, 0.5).is_err());
+        assert!(adamw.step(&mixed, t(3).as_tensor(), 1, &one, 0.5).is_err());
     }
 }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Tensor, Var};
 use rayon::prelude::*;
 use tinyfusion_core::{Error, ParamSpec, Result, StateDict};
-use tinyfusion_nn::update::{AdamW, Parameter};
+use tinyfusion_nn::update::{AdamW, Parameter, Scale};
 
 use crate::LrSchedule;
 
@@ -93,10 +93,13 @@ impl ParamGroup {
         grad_scale: f64,
         decay: f64,
     ) -> Result<()> {
-        self.params
-            .par_iter()
-            .zip(grads)
-            .try_for_each(|(p, grad)| Ok(adamw.step(&p.at, grad, t, grad_scale, decay)?))
+        let scale = Scale::Host(grad_scale);
+        let step = |(p, grad): (&Param, &Tensor)| Ok(adamw.step(&p.at, grad, t, &scale, decay)?);
+        // A GPU's device orders what one thread gives it; threads of their own would each have a stream.
+        if grads.iter().any(|grad| !grad.device().is_cpu()) {
+            return self.params.iter().zip(grads).try_for_each(step);
+        }
+        self.params.par_iter().zip(grads).try_for_each(step)
     }
 
     /// Weights, averages and moments for a checkpoint.

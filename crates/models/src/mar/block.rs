@@ -125,7 +125,7 @@ impl TokenMlp {
     /// x (N, C), t (N,), z (N, D) → (N, 2·C).
     pub(super) fn forward(&self, x: &Tensor, t: &Tensor, z: &Tensor) -> Result<Tensor> {
         let mut x = self.input_proj.forward(x)?; // (N, W)
-        let c = (self.time_embed.forward(t)? + self.cond_embed.forward(z)?)?; // (N, W)
+        let c = (self.time_embed.forward(t, x.dtype())? + self.cond_embed.forward(z)?)?; // (N, W)
         // Every adaLN projection starts with this activation, so it is taken once.
         let c = ops::silu(&c)?;
         for block in &self.blocks {

@@ -1,4 +1,4 @@
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use tinyfusion_core::{Error, Result};
 
 use crate::{Scope, layers::Linear, ops};
@@ -53,7 +53,7 @@ pub fn unpatchify(x: &Tensor, grid: usize, patch: usize, channels: usize) -> Res
     )
 }
 
-/// Sinusoidal features of t (B,) → (B, 256): cosines first, then sines (Ho et al. 2020, as in GLIDE).
+/// Sinusoidal features of t (B,) → (B, 256) in f32: cosines first, then sines (Ho et al. 2020, as in GLIDE).
 pub fn timestep_frequencies(t: &Tensor) -> Result<Tensor> {
     let half = FREQUENCIES / 2;
     // The reference rounds the frequencies to f32 after each step; so do we.
@@ -62,7 +62,7 @@ pub fn timestep_frequencies(t: &Tensor) -> Result<Tensor> {
         .collect();
     let freqs = Tensor::from_vec(freqs, (1, half), t.device())?;
     let args = t
-        .to_dtype(candle_core::DType::F32)?
+        .to_dtype(DType::F32)?
         .unsqueeze(1)?
         .broadcast_mul(&freqs)?; // (B, 128)
     Ok(Tensor::cat(&[args.cos()?, args.sin()?], 1)?) // (B, 256)
@@ -84,9 +84,10 @@ impl TimestepEmbedder {
         })
     }
 
-    /// t (B,), possibly fractional → (B, D).
-    pub fn forward(&self, t: &Tensor) -> Result<Tensor> {
-        let hidden = self.first.forward(&timestep_frequencies(t)?)?; // (B, D)
+    /// t (B,), possibly fractional → (B, D) in `dtype`; the features are computed in f32 and then rounded to it.
+    pub fn forward(&self, t: &Tensor, dtype: DType) -> Result<Tensor> {
+        let features = timestep_frequencies(t)?.to_dtype(dtype)?; // (B, 256)
+        let hidden = self.first.forward(&features)?; // (B, D)
         self.second.forward(&ops::silu(&hidden)?)
     }
 }
@@ -105,9 +106,9 @@ impl LabelEmbedder {
         })
     }
 
-    /// y (B,) u32 → (B, D).
-    pub fn forward(&self, y: &Tensor) -> Result<Tensor> {
-        Ok(self.table.index_select(y, 0)?)
+    /// y (B,) u32 → (B, D) in `dtype`.
+    pub fn forward(&self, y: &Tensor, dtype: DType) -> Result<Tensor> {
+        Ok(self.table.index_select(y, 0)?.to_dtype(dtype)?)
     }
 }
 

@@ -1,4 +1,7 @@
 //! Layers in the names and shapes of the official checkpoints.
+//!
+//! A layer works in the type of its input: parameters of another type are rounded to it, differentiably, so that f32
+//! weights are trained through bf16 activations with f32 gradients.
 
 mod conv;
 mod embed;

@@ -1,6 +1,10 @@
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::{host, is_fused, tensor, values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::kernels::elementwise::{Act, act, act_backward};
 
 /// GELU in its tanh form, 0.5·x·(1 + tanh(√(2/π)(x + 0.044715x³))); any shape.
@@ -44,7 +48,17 @@ impl CustomOp1 for Activation {
         ))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, xl: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (x, n) = (cuda::View::new(x, xl)?, xl.shape().elem_count());
+        Ok((cuda::elementwise::act(self.0, x, n)?, xl.shape().clone()))
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return cuda::elementwise::act_backward(self.0, x, dy).map(Some);
+        }
         let dx = host!(x => x_values, dy => dy; act_backward(self.0, x_values, dy));
         Ok(Some(tensor(dx, x.shape())?))
     }

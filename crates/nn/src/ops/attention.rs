@@ -1,6 +1,13 @@
+#[cfg(feature = "cuda")]
+use std::sync::Mutex;
+
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 
 use super::{Dropout, host, is_fused, tensor, values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::kernels::attention as kernel;
 
 /// softmax(q·kᵀ/√E)·v per head: packed qkv (B, T, 3·D), in timm's order (3, heads, E), → (B, T, D).
@@ -25,7 +32,7 @@ fn attention_with(qkv: &Tensor, heads: usize, dropout: Option<&Dropout>) -> Resu
             qkv.dims()
         );
     }
-    if !is_fused(&[qkv]) {
+    if !has_kernel(qkv, width / 3 / heads)? {
         return attention_composed(qkv, heads, dropout);
     }
     let shape = kernel::Shape {
@@ -33,8 +40,22 @@ fn attention_with(qkv: &Tensor, heads: usize, dropout: Option<&Dropout>) -> Resu
         heads,
         e: width / 3 / heads,
     };
-    let dropout = dropout.cloned();
-    qkv.contiguous()?.apply_op1(Attention { shape, dropout })
+    qkv.contiguous()?.apply_op1(Attention {
+        shape,
+        dropout: dropout.cloned(),
+        #[cfg(feature = "cuda")]
+        lse: Mutex::default(),
+    })
+}
+
+/// Whether there is a kernel for heads of `e` values: on a GPU up to 128 of them.
+fn has_kernel(qkv: &Tensor, e: usize) -> Result<bool> {
+    #[cfg(feature = "cuda")]
+    if let (true, candle_core::Device::Cuda(device)) = (is_fused(&[qkv]), qkv.device()) {
+        return cuda::attention::fits(device, e, qkv.dtype());
+    }
+    let _ = e;
+    Ok(is_fused(&[qkv]))
 }
 
 /// The same from candle's operations.
@@ -63,6 +84,9 @@ pub(crate) fn attention_composed(
 struct Attention {
     shape: kernel::Shape,
     dropout: Option<Dropout>,
+    /// On a GPU: the logarithm of every row's sum, left by the forward for its own backward.
+    #[cfg(feature = "cuda")]
+    lse: Mutex<Option<Tensor>>,
 }
 
 impl Attention {
@@ -82,7 +106,28 @@ impl CustomOp1 for Attention {
         Ok((CpuStorage::F32(out), Shape::from((b, t, width / 3))))
     }
 
-    fn bwd(&self, qkv: &Tensor, _out: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, qkv: &CudaStorage, l: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (b, t, width) = l.shape().dims3()?;
+        let qkv = cuda::View::new(qkv, l)?;
+        let (out, lse) = cuda::attention::forward(qkv, b, self.shape, self.dropped())?;
+        match self.lse.lock() {
+            Ok(mut slot) => *slot = Some(lse),
+            Err(_) => bail!("attention: an earlier forward panicked"),
+        }
+        Ok((out, Shape::from((b, t, width / 3))))
+    }
+
+    fn bwd(&self, qkv: &Tensor, out: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if qkv.device().is_cuda() {
+            let Some(lse) = self.lse.lock().ok().and_then(|lse| lse.clone()) else {
+                bail!("attention: a backward without its forward")
+            };
+            let dropped = self.dropped();
+            return cuda::attention::backward(qkv, out, &lse, dout, self.shape, dropped).map(Some);
+        }
+        let _ = out; // the CPU's backward computes the probabilities again
         let dqkv = host!(dout => dout, qkv => qkv; kernel::attention_backward(
             dout, qkv, self.shape, self.dropped(),
         ));

@@ -1,6 +1,6 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::{is_fused, values};
+use super::{is_fused_on_cpu, values};
 use crate::kernels::conv as kernel;
 
 /// How a convolution moves over its input; kernels are square.
@@ -62,7 +62,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, conv: Conv2d) -> Resul
             bias.dims()
         )
     };
-    if !is_fused(&[x, weight, bias]) {
+    let (weight, bias) = (&weight.to_dtype(x.dtype())?, &bias.to_dtype(x.dtype())?);
+    if !is_fused_on_cpu(&[x, weight, bias]) {
         return conv2d_composed(x, weight, bias, conv);
     }
     x.contiguous()?.apply_op3(

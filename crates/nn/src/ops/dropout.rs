@@ -1,8 +1,12 @@
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::{host, is_fused, tensor, values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::kernels::dropout::{Drop, dropout as forward, mix};
 
 /// Dropout at one place of a network (Srivastava et al. 2014): every value is 0 with probability `rate`, the others
@@ -86,7 +90,20 @@ impl CustomOp1 for Op {
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, xl: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (x, n) = (cuda::View::new(x, xl)?, xl.shape().elem_count());
+        let y = cuda::elementwise::dropout(x, n, &self.0.keys, self.0.drop)?;
+        Ok((y, xl.shape().clone()))
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        #[cfg(feature = "cuda")]
+        if dy.device().is_cuda() {
+            // Linear, and its own transpose.
+            let dy = dy.contiguous()?;
+            return dy.apply_op1_no_bwd(&Op(self.0.clone())).map(Some);
+        }
         let dx = host!(dy => dy; forward(dy, &self.0.keys, self.0.drop));
         Ok(Some(tensor(dx, x.shape())?))
     }

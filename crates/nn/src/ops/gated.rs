@@ -1,6 +1,10 @@
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::{host, is_fused, tensor, values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::kernels::elementwise::{gated_residual as forward, gated_residual_backward};
 
 /// x + gate·y for x, y (B, T, D), where the gate of sample b is chunk `chunk` of row b of
@@ -34,6 +38,18 @@ struct GatedResidual {
     d: usize,
 }
 
+#[cfg(feature = "cuda")]
+impl GatedResidual {
+    fn gate(&self, width: usize) -> cuda::elementwise::Gate {
+        cuda::elementwise::Gate {
+            at: self.chunk * self.d,
+            width,
+            t: self.t,
+            d: self.d,
+        }
+    }
+}
+
 impl CustomOp3 for GatedResidual {
     fn name(&self) -> &'static str {
         "gated-residual"
@@ -54,6 +70,26 @@ impl CustomOp3 for GatedResidual {
         Ok((CpuStorage::F32(out), xl.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        y: &CudaStorage,
+        yl: &Layout,
+        m: &CudaStorage,
+        ml: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (b, width) = ml.shape().dims2()?;
+        let (x, y, m) = (
+            cuda::View::new(x, xl)?,
+            cuda::View::new(y, yl)?,
+            cuda::View::new(m, ml)?,
+        );
+        let out = cuda::elementwise::gated(Some(x), y, m, b * self.t, self.gate(width))?;
+        Ok((out, xl.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -63,6 +99,11 @@ impl CustomOp3 for GatedResidual {
         dout: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (_, width) = m.dims2()?;
+        #[cfg(feature = "cuda")]
+        if m.device().is_cuda() {
+            let (dy, dm) = cuda::elementwise::gated_backward(dout, y, m, self.gate(width))?;
+            return Ok((x.track_op().then(|| dout.clone()), dy, dm));
+        }
         let at = self.chunk * self.d;
         let (dy, dm) = host!(dout => dout, y => y, m => m; gated_residual_backward(
             dout, y, &m[at..], width, at, width, self.t, self.d,

@@ -1,7 +1,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::norm::normalize_composed;
-use super::{is_fused, silu, values};
+use super::{is_fused_on_cpu, silu, values};
 use crate::kernels::group_norm as kernel;
 
 /// GroupNorm (Wu & He 2018, arXiv 1803.08494, eq. 1–3, 7): x (B, C, …) normalised over each of `groups` groups of
@@ -50,7 +50,8 @@ fn normalize(
             bias.dims()
         );
     }
-    if !is_fused(&[x, weight, bias]) {
+    let (weight, bias) = (&weight.to_dtype(x.dtype())?, &bias.to_dtype(x.dtype())?);
+    if !is_fused_on_cpu(&[x, weight, bias]) {
         let y = group_norm_composed(x, weight, bias, groups, eps)?;
         return if activated { silu(&y) } else { Ok(y) };
     }

@@ -4,18 +4,28 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::lora::weight_gradient;
 use super::{host, is_fused, tensor, values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::kernels::elementwise::{Act, act, act_backward, broadcast_rows, sum_rows};
 use crate::kernels::matmul::{Into, Mat, matmul};
 use crate::kernels::unwritten;
 
-/// y = x·Wᵀ + b for x (…, I), W (O, I), b (O,) → (…, O).
+/// y = x·Wᵀ + b for x (…, I), W (O, I), b (O,) → (…, O). W and b are rounded to x's type where theirs is another, so that
+/// f32 weights work on bf16 activations and get f32 gradients.
 ///
 /// Backward forms only what is tracked: a frozen weight costs no dW, an untracked input no dX.
 /// (candle's own matmul always forms both.)
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     check(x, w, b)?;
+    let w = &w.to_dtype(x.dtype())?;
+    let b = b.map(|b| b.to_dtype(x.dtype())).transpose()?;
+    let b = b.as_ref();
     if !is_fused(&[x, w]) {
         return linear_composed(x, w, b);
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::linear::linear(x, w, b, None);
     }
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     match b {
@@ -27,23 +37,24 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
 /// GELU-tanh(x·Wᵀ + b), one operation: the pre-activation is kept for backward, and its gradient
 /// never passes through the graph.
 pub fn linear_gelu(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
-    check(x, w, Some(b))?;
-    if !is_fused(&[x, w, b]) {
-        return linear_composed(x, w, Some(b))?.gelu();
-    }
-    fused_gelu(x, w, b, Act::GeluTanh)
+    activated(x, w, b, Act::GeluTanh)
 }
 
 /// As [`linear_gelu`] with the exact GELU.
 pub fn linear_gelu_erf(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
-    check(x, w, Some(b))?;
-    if !is_fused(&[x, w, b]) {
-        return linear_composed(x, w, Some(b))?.gelu_erf();
-    }
-    fused_gelu(x, w, b, Act::GeluErf)
+    activated(x, w, b, Act::GeluErf)
 }
 
-fn fused_gelu(x: &Tensor, w: &Tensor, b: &Tensor, act: Act) -> Result<Tensor> {
+fn activated(x: &Tensor, w: &Tensor, b: &Tensor, act: Act) -> Result<Tensor> {
+    check(x, w, Some(b))?;
+    let (w, b) = (&w.to_dtype(x.dtype())?, &b.to_dtype(x.dtype())?);
+    if !is_fused(&[x, w, b]) {
+        return act_composed(&linear_composed(x, w, Some(b))?, act);
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::linear::linear(x, w, Some(b), Some(act));
+    }
     let op = LinearGelu {
         act,
         pre: Mutex::new(Vec::new()),
@@ -62,6 +73,14 @@ pub(crate) fn linear_composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Res
         None => y,
     };
     y.reshape(with_last(x.dims(), o))
+}
+
+pub(super) fn act_composed(x: &Tensor, act: Act) -> Result<Tensor> {
+    match act {
+        Act::GeluTanh => x.gelu(),
+        Act::GeluErf => x.gelu_erf(),
+        Act::Silu => x.silu(),
+    }
 }
 
 /// (…, I) → (…, `last`).

@@ -1,7 +1,8 @@
 //! The hot operations as functions over tensors, each with its own backward.
 //!
-//! On a CPU in f32 they run the fused kernels; elsewhere each falls back to the
-//! plain composition of candle operations beside it, which is also the oracle of its tests.
+//! On a CPU in f32 they run the fused kernels, on an NVIDIA GPU in f32 and bf16 (feature `cuda`) those of `cuda/`;
+//! elsewhere each falls back to the plain composition of candle operations beside it, which is also the oracle of its
+//! tests.
 
 mod activation;
 mod attention;
@@ -25,13 +26,29 @@ pub use lora::{LowRank, linear_low_rank, linear_low_rank_gelu, linear_low_rank_g
 pub use modulate::modulate;
 pub use norm::{layer_norm, layer_norm_modulate};
 
-use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+use candle_core::{
+    CpuStorage, DType, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
+};
 
-/// Whether the fused kernels take these tensors.
+/// Whether kernels take these tensors: the CPU's f32, a GPU's f32 and bf16; all in one place and of one type.
 fn is_fused(tensors: &[&Tensor]) -> bool {
-    tensors
-        .iter()
-        .all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+    let Some(first) = tensors.first() else {
+        return false;
+    };
+    let (device, dtype) = (first.device(), first.dtype());
+    let known = match device {
+        Device::Cpu => dtype == DType::F32,
+        Device::Cuda(_) => cfg!(feature = "cuda") && matches!(dtype, DType::F32 | DType::BF16),
+        Device::Metal(_) => false,
+    };
+    let alike = |t: &&Tensor| t.dtype() == dtype && t.device().same_device(device);
+    // A launch of no blocks is an error; an empty sum is not.
+    known && tensors.iter().all(alike) && (device.is_cpu() || first.elem_count() > 0)
+}
+
+/// The same for operations that have a kernel on the CPU only.
+fn is_fused_on_cpu(tensors: &[&Tensor]) -> bool {
+    is_fused(tensors) && tensors.iter().all(|t| t.device().is_cpu())
 }
 
 /// The f32 values of a contiguous operand.
@@ -92,5 +109,5 @@ pub(crate) use host;
 
 /// A kernel's output as an untracked CPU tensor.
 fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
-    Tensor::from_vec(data, shape.into(), &candle_core::Device::Cpu)
+    Tensor::from_vec(data, shape.into(), &Device::Cpu)
 }

@@ -1,6 +1,10 @@
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::{host, is_fused, tensor, values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::kernels::elementwise::{Chunks, modulate as forward, modulate_backward};
 
 /// x·(1 + scale) + shift for rows x (N, D), where shift and scale of row n are chunks of row n of the packed
@@ -51,6 +55,20 @@ impl CustomOp2 for Modulate {
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        m: &CudaStorage,
+        ml: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (rows, _) = xl.shape().dims2()?;
+        let (x, m) = (cuda::View::new(x, xl)?, cuda::View::new(m, ml)?);
+        let y = cuda::elementwise::modulate(x, m, rows, self.0)?;
+        Ok((y, xl.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -58,6 +76,10 @@ impl CustomOp2 for Modulate {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return cuda::elementwise::modulate_backward(dy, x, m, self.0);
+        }
         let (dx, dm) = host!(dy => dy, x => x, m => m; modulate_backward(dy, x, m, self.0));
         Ok((Some(tensor(dx, x.shape())?), Some(tensor(dm, m.shape())?)))
     }

@@ -1,6 +1,10 @@
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 
 use super::{host, is_fused, tensor, values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::kernels::elementwise::sum_rows;
 use crate::kernels::matmul::Into;
 use crate::kernels::norm::{Affine, layer_norm as forward, layer_norm_backward};
@@ -41,7 +45,7 @@ pub fn layer_norm_modulate(
     x.contiguous()?.apply_op2(&modulation.contiguous()?, op)
 }
 
-/// LN(x)·weight + bias over the last axis; weight, bias (D,).
+/// LN(x)·weight + bias over the last axis; weight, bias (D,), in x's type or rounded to it.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let d = x.dim(D::Minus1)?;
     if weight.dims() != [d] || bias.dims() != [d] {
@@ -52,6 +56,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
             bias.dims()
         );
     }
+    let (weight, bias) = (&weight.to_dtype(x.dtype())?, &bias.to_dtype(x.dtype())?);
     if !is_fused(&[x, weight, bias]) {
         return normalize_composed(x, eps)?
             .broadcast_mul(weight)?
@@ -91,6 +96,20 @@ impl Modulate {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl Modulate {
+    fn rows(&self, batch: usize, width: usize) -> cuda::norm::Rows {
+        cuda::norm::Rows {
+            rows: batch * self.t,
+            d: self.d,
+            t: self.t,
+            stride: width,
+            base: 1.0,
+            eps: self.eps,
+        }
+    }
+}
+
 impl CustomOp2 for Modulate {
     fn name(&self) -> &'static str {
         "layer-norm-modulate"
@@ -109,6 +128,21 @@ impl CustomOp2 for Modulate {
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        m: &CudaStorage,
+        ml: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (b, width) = ml.shape().dims2()?;
+        let (x, m) = (cuda::View::new(x, xl)?, cuda::View::new(m, ml)?);
+        let (scale, shift) = (m.at(self.scale), m.at(self.shift));
+        let y = cuda::norm::layer_norm(x, scale, shift, self.rows(b, width))?;
+        Ok((y, xl.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -117,6 +151,11 @@ impl CustomOp2 for Modulate {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (_, width) = m.dims2()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            let rows = self.rows(x.dim(0)?, width);
+            return cuda::norm::modulated_backward(dy, x, m, (self.scale, self.shift), rows);
+        }
         let (dx, dm) = host!(dy => dy, x => x, m => m; layer_norm_backward(
             dy, x, &self.affine(m, width), self.eps, (self.t, self.d), (self.scale, self.shift), width,
         ));
@@ -131,6 +170,21 @@ const ROWS: usize = 64;
 struct AffineNorm {
     eps: f32,
     d: usize,
+}
+
+#[cfg(feature = "cuda")]
+impl AffineNorm {
+    fn rows(&self, shape: &Shape) -> cuda::norm::Rows {
+        let rows = shape.elem_count() / self.d;
+        cuda::norm::Rows {
+            rows,
+            d: self.d,
+            t: rows,
+            stride: 0,
+            base: 0.0,
+            eps: self.eps,
+        }
+    }
 }
 
 impl CustomOp3 for AffineNorm {
@@ -158,6 +212,25 @@ impl CustomOp3 for AffineNorm {
         Ok((CpuStorage::F32(y), xl.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (x, w, b) = (
+            cuda::View::new(x, xl)?,
+            cuda::View::new(w, wl)?,
+            cuda::View::new(b, bl)?,
+        );
+        let y = cuda::norm::layer_norm(x, w, b, self.rows(xl.shape()))?;
+        Ok((y, xl.shape().clone()))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -166,6 +239,10 @@ impl CustomOp3 for AffineNorm {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return cuda::norm::affine_backward(dy, x, w, b, self.rows(x.shape()));
+        }
         let (dx, daffine) = host!(dy => dy, x => x, w => w, b => b; {
             let affine = Affine { scale: w, shift: b, stride: 0, base: 0.0 };
             layer_norm_backward(dy, x, &affine, self.eps, (ROWS, self.d), (0, self.d), 2 * self.d)

@@ -1,0 +1,217 @@
+#!/usr/bin/env python3
+"""Build the CUDA emulator: build.py [--test] [DIR]    (DIR: target/cuda/emulator)
+
+Makes DIR/libcuda.so.1, libcublas.so.13 and libcurand.so.10, and in DIR/kernels one shared library for
+each kernel source of candle and of this workspace. Only what has changed is made again. Prints the line
+that makes a program built with `--features cuda` use it:
+
+    eval "$(xtask/cuda/emulator/build.py)"
+
+--test also builds the emulator's own test and runs it.
+
+Needs g++, cargo (to find candle's sources) and CUDA's cuda.h: $CUDA_HOME, as xtask/cuda/toolkit.sh sets it.
+"""
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+CXX = os.environ.get("CXX", "g++")
+COMMON = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-fvisibility=hidden", "-g1"]
+# Kernels cast between types as nvcc allows; and `#pragma unroll` means nothing to g++.
+KERNEL = COMMON + ["-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-ignored-attributes"]
+# What the sources may ask of the compiler: nvcc 13.0 for sm_90.
+DEFINES = ["-D__CUDA_ARCH__=900", "-D__CUDACC_VER_MAJOR__=13", "-D__CUDACC_VER_MINOR__=0"]
+LIBRARIES = {
+    "libcuda.so.1": ["engine", "modules", "memory", "pool", "faults", "statistics", "launch", "driver", "driver_memory"],
+    "libcublas.so.13": ["cublas", "gemm"],
+    "libcurand.so.10": ["curand"],
+}
+# Sources of candle that nothing here runs: quantised weights.
+NOT_BUILT = re.compile(r"quantized|mmvq|moe|mmq")
+
+
+def run(*command: str) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def changed(output: pathlib.Path, *ingredients: str) -> str | None:
+    """A digest of what `output` is made of; None if it was made of just that."""
+    digest = hashlib.sha256("\0".join(ingredients).encode()).hexdigest()
+    stamp = output.with_name(output.name + ".made-of")
+    if output.exists() and stamp.exists() and stamp.read_text() == digest:
+        return None
+    return digest
+
+
+def made(output: pathlib.Path, digest: str) -> None:
+    output.with_name(output.name + ".made-of").write_text(digest)
+    print(f"emulator: {output.name}", file=sys.stderr)
+
+
+def cuda_include() -> pathlib.Path:
+    include = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
+    if not (include / "cuda.h").exists():
+        sys.exit(f"no cuda.h in {include}: set CUDA_HOME (xtask/cuda/toolkit.sh prints it)")
+    return include
+
+
+def build_library(name: str, sources: list[str], out: pathlib.Path) -> None:
+    files = [HERE / "src" / f"{source}.cpp" for source in sources]
+    flags = COMMON + ["-Wall", "-Wextra", "-Werror", "-isystem", str(cuda_include()), "-pthread"]
+    preprocessed = run(CXX, "-E", "-P", *flags, *files)
+    digest = changed(out / name, preprocessed, *flags)
+    if digest:
+        needs = [] if name.startswith("libcuda.") else [f"-L{out}", "-l:libcuda.so.1", "-Wl,-rpath,$ORIGIN"]
+        run(CXX, *flags, "-shared", f"-Wl,-soname,{name}", "-Wl,-z,defs", *files, *needs, "-ldl", "-o", out / name)
+        made(out / name, digest)
+
+
+# `extern __shared__ [alignas(N)] T name[];`
+DYNAMIC = re.compile(r"\bextern\s+__shared__\s+(?:alignas\([^()]*\)\s*)?([^;{}=]+?)\b(\w+)\s*\[\s*\]\s*;")
+# `__shared__ [alignas(N)] T a[4][5], b;`
+STATIC = re.compile(
+    r"\b__shared__\s+(?:alignas\(([^()]*)\)\s*)?([^;{}=]+?)\b(\w+\s*(?:\[[^\];]*\]\s*)*(?:,\s*\w+\s*(?:\[[^\];]*\]\s*)*)*);")
+ENTRY = re.compile(r"\b__global__\s+(?:__attribute__\s*\(\(.*?\)\)\s*)*(?:inline\s+)?void\s+(\w+)\s*\(")
+
+
+def static_shared(match: re.Match) -> str:
+    """One reference per array, into memory that the engine hands out to the block."""
+    alignment, kind, declarators = match.groups()
+    text = ""
+    for declarator in declarators.split(","):
+        name, extents = re.fullmatch(r"\s*(\w+)\s*(.*?)\s*", declarator, re.S).groups()
+        shape = f"emulator_type_of_{name}"
+        # The lambda's static variable is a key that differs between instantiations of a template.
+        text += (f"typedef {kind} {shape}{extents}; {shape} &{name} = *static_cast<{shape} *>(::emulator::shared_memory("
+                 f"[] {{ static char key; return &key; }}(), sizeof({shape}), "
+                 f"::max(alignof({shape}), size_t({alignment or 1})), \"{name}\")); ")
+    return text
+
+
+def kernels_of(text: str) -> list[str]:
+    """The names of the kernels, in order; templates are left to the kernels that call them."""
+    names = []
+    for match in ENTRY.finditer(text):
+        before = re.split(r"[;}]", text[:match.start()])[-1]
+        if "template" not in before and match.group(1) not in names:
+            names.append(match.group(1))
+    return names
+
+
+def host_source(source: pathlib.Path) -> str:
+    """The kernel source as C++ that g++ compiles: preprocessed, then what macros cannot express."""
+    text = run(CXX, "-E", *KERNEL, *DEFINES, f"-I{HERE / 'include'}", "-include", "emulator.hpp", "-x", "c++", source)
+    names = kernels_of(text)
+    if not names:
+        return ""
+    text = DYNAMIC.sub(r"\1 *const \2 = static_cast<\1 *>(::emulator::dynamic_shared_memory());", text)
+    text = STATIC.sub(static_shared, text)
+    if "__shared__" in text:
+        line = next(line for line in text.splitlines() if "__shared__" in line)
+        sys.exit(f"{source}: a __shared__ declaration that build.py does not understand: {line.strip()}")
+    text = text.replace("__global__", "")
+    registrations = "\n".join(
+        f"static const ::emulator::Registration<&{name}> emulator_registers_{name}(\"{name}\");" for name in names)
+    return f"{text}\n{registrations}\n"
+
+
+def build_kernels(library: pathlib.Path, source: pathlib.Path, out: pathlib.Path) -> pathlib.Path | None:
+    """The library, or None if the source has no kernels."""
+    text = host_source(source)
+    if not text:
+        return None
+    digest = changed(library, text, *KERNEL)
+    if digest:
+        generated = library.with_suffix(".ii")  # g++ takes this suffix for C++ that is preprocessed
+        generated.write_text(text)
+        run(CXX, *KERNEL, "-shared", "-Wl,-z,defs", generated, f"-L{out}", "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", library)
+        made(library, digest)
+    return library
+
+
+def sources() -> dict[str, pathlib.Path]:
+    metadata = json.loads(run("cargo", "metadata", "--format-version", "1", "--all-features", "--manifest-path", ROOT / "Cargo.toml"))
+    folders = {"candle": pathlib.Path(package["manifest_path"]).parent / "src"
+               for package in metadata["packages"] if package["name"] == "candle-kernels"}
+    if not folders:
+        sys.exit("candle-kernels is not among the workspace's dependencies")
+    for manifest in sorted(ROOT.glob("crates/*/cuda")):
+        folders[manifest.parent.name] = manifest
+    return {f"{crate}-{source.stem}": source
+            for crate, folder in folders.items() for source in sorted(folder.glob("*.cu")) if not NOT_BUILT.search(source.name)}
+
+
+# Kernels of tests/kernels.cu that must fail, and what the emulator must say about each.
+FAILING = {
+    "barrier_for_some": "24 threads have ended",
+    "two_barriers": "32 threads wait at the barrier",
+    "shuffles_apart": "lanes of a warp differ",
+    "past_shared_memory": "wrote past the end of few",
+    "asserts": "assertion out == nullptr failed",
+    "past_the_end": "wrote past the end of an allocation of 256 bytes",
+    "released_pointer": "argument 2, the pointer",
+}
+
+
+def test(out: pathlib.Path) -> None:
+    folder = out / "selftest"
+    (folder / "kernels").mkdir(parents=True, exist_ok=True)
+    build_kernels(folder / "kernels/selftest.so", HERE / "tests/kernels.cu", out)
+    program = folder / "selftest"
+    run(CXX, "-std=c++17", "-O1", "-Wall", "-Werror", "-isystem", cuda_include(), HERE / "tests/selftest.cpp", f"-L{out}",
+        "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", program)
+    environment = os.environ | {"CUDA_EMULATOR_KERNELS": str(folder / "kernels")}
+    failed = False
+    for order in ["forward", "reverse", "random"]:
+        print(f"in {order} order:", file=sys.stderr)
+        done = subprocess.run([program], env=environment | {"CUDA_EMULATOR_ORDER": order}, stdout=sys.stderr,
+                              stderr=subprocess.DEVNULL)
+        failed |= done.returncode != 0
+    cases = [(name, text, {}) for name, text in FAILING.items()]
+    # With the fence the fault itself is reported, and ends the process.
+    cases.append(("past_the_end", "thread (0, 0, 0) touches byte 256 of an allocation of 256 bytes", {"CUDA_EMULATOR_FENCE": "1"}))
+    for name, text, extra in cases:
+        done = subprocess.run([program, name], env=environment | extra, capture_output=True, text=True)
+        good = text in done.stderr and (done.returncode == 0 or bool(extra))
+        print(f"{'ok  ' if good else 'FAIL'} {name} is reported{' with ' + ' '.join(extra) if extra else ''}", file=sys.stderr)
+        if not good:
+            print(done.stdout + done.stderr, file=sys.stderr)
+        failed |= not good
+    if failed:
+        sys.exit("the emulator's test failed")
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    testing = "--test" in arguments
+    if testing:
+        arguments.remove("--test")
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+        sys.exit(__doc__)
+    out = pathlib.Path(arguments[0] if arguments else ROOT / "target/cuda/emulator").resolve()
+    (out / "kernels").mkdir(parents=True, exist_ok=True)
+    for name, files in LIBRARIES.items():
+        build_library(name, files, out)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
+        jobs = [workers.submit(build_kernels, out / "kernels" / f"{name}.so", source, out) for name, source in sources().items()]
+        kept = {job.result() for job in jobs}
+    for library in (out / "kernels").glob("*.so"):
+        if library not in kept:
+            library.unlink()  # its source is gone
+    if testing:
+        test(out)
+    print(f"export LD_LIBRARY_PATH='{out}'${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}")
+
+
+if __name__ == "__main__":
+    main()

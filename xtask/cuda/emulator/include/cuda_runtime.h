@@ -1,0 +1,2 @@
+// Stands in front of the toolkit's header of this name: emulator.hpp has everything already.
+#pragma once

@@ -1,0 +1,29 @@
+// Counts, printed at exit with CUDA_EMULATOR_STATISTICS=1.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace emulator {
+
+struct Counter {
+    std::atomic<uint64_t> calls{0}, bytes{0};
+    void add(size_t size = 0) { calls++, bytes += size; }
+};
+
+struct Statistics {
+    Counter to_device, to_host, on_device, fills, allocations, releases;
+    // Uploads that a driver may make the host wait for: more than 64 KB, from memory that is not pinned.
+    Counter large_uploads;
+    // What makes the host wait for the device. Among it downloads to memory that is not pinned, `Async` or not.
+    Counter stream_synchronisations, context_synchronisations, event_synchronisations, downloads, blocking_calls;
+};
+
+Statistics &statistics();
+// Whether launches are to be timed, and the time one took.
+bool statistics_wanted();
+void count_launch(const std::string &kernel, double seconds);
+
+}  // namespace emulator
