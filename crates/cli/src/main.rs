@@ -4,6 +4,7 @@ mod address;
 mod class_names;
 mod classifier;
 mod commands;
+mod compute;
 mod config_file;
 mod destination;
 mod family;

@@ -7,6 +7,7 @@ use tinyfusion::core::{Error, Result};
 use tinyfusion::train::{FitConfig, LrSchedule};
 
 use crate::commands::command_line;
+use crate::compute::ComputeOptions;
 
 /// A number flag that is finite.
 pub(crate) fn finite(text: &str) -> std::result::Result<f64, String> {
@@ -112,12 +113,15 @@ pub(crate) struct FitOptions {
     /// Steps between lines of metrics.jsonl
     #[arg(long)]
     log_every: Option<u64>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeOptions,
 }
 
 impl FitOptions {
-    pub(crate) fn with_seed(seed: Option<u64>) -> Self {
+    pub(crate) fn with_seed(seed: Option<u64>, compute: ComputeOptions) -> Self {
         Self {
             seed,
+            compute,
             ..Self::default()
         }
     }

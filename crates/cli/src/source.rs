@@ -87,19 +87,19 @@ impl Source {
         })
     }
 
-    /// Reads the weights, in f32 and in the official names.
-    pub(crate) fn load(self) -> Result<LoadedModel> {
+    /// Reads the weights onto a device, in f32 and in the official names.
+    pub(crate) fn load(self, device: &Device) -> Result<LoadedModel> {
         let path = self.checkpoint.path();
         if self.checkpoint.format() == Format::ModelDir {
-            let loaded = load_model_dir(path, DTypePolicy::F32, &Device::Cpu)?;
+            let loaded = load_model_dir(path, DTypePolicy::F32, device)?;
             return Ok(LoadedModel {
                 config: self.config,
                 ..loaded
             });
         }
-        let (root, dtype, device) = (self.root, DTypePolicy::F32, Device::Cpu);
+        let (root, dtype) = (self.root, DTypePolicy::F32);
         let weights = match &self.recognised {
-            None => self.checkpoint.load(root, dtype, &device)?,
+            None => self.checkpoint.load(root, dtype, device)?,
             Some(recognised) => {
                 for note in &recognised.assumed {
                     tracing::info!("{}: {note}", path.display());
@@ -110,7 +110,7 @@ impl Source {
                         .push(name, tensor)
                         .map_err(|e| Error::file(path, e))
                 };
-                let loaded = self.checkpoint.load_each(root, dtype, &device, &mut sink)?;
+                let loaded = self.checkpoint.load_each(root, dtype, device, &mut sink)?;
                 Loaded {
                     tensors: translator.finish().map_err(|e| Error::file(path, e))?,
                     ..loaded

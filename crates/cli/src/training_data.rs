@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
+use candle_core::Device;
 use tinyfusion::core::{Error, LatentBatch};
 use tinyfusion::data::shapes::{self, Shapes, ShapesConfig, Split};
 use tinyfusion::data::{
@@ -112,6 +113,7 @@ impl DataOptions {
             source,
             count,
             progress: progress_bar(what, count),
+            device: model.compute.device.clone(),
             stop,
         })
     }
@@ -125,7 +127,8 @@ impl DataOptions {
         batch_size: usize,
     ) -> Result<impl FnMut(u64) -> tinyfusion::core::Result<LatentBatch> + Send + use<F>> {
         let mut loader = Loader::new(self.open(model, split)?, seed, batch_size)?;
-        Ok(move |step| loader.batch(step))
+        let device = model.compute.device.clone();
+        Ok(move |step| loader.batch(step)?.to_device(&device))
     }
 }
 
@@ -135,6 +138,7 @@ pub(crate) struct HeldOut<'a> {
     /// How many there are.
     pub(crate) count: u64,
     progress: Progress,
+    device: Device,
     stop: &'a Stop,
 }
 
@@ -151,7 +155,8 @@ impl HeldOut<'_> {
             }
             self.progress.set(start, String::new());
             let end = (start + Self::BATCH).min(self.count);
-            self.source.batch(&(start..end).collect::<Vec<_>>())
+            let batch = self.source.batch(&(start..end).collect::<Vec<_>>())?;
+            batch.to_device(&self.device)
         })
     }
 

@@ -25,6 +25,7 @@ pub(crate) const CLASS: &str = "AutoencoderKL";
 pub(crate) struct Vae {
     pub(crate) net: AutoencoderKl,
     pub(crate) sha256: String,
+    device: Device,
     /// How large images are cut, where they are.
     tiling: Option<Tiling>,
 }
@@ -32,13 +33,13 @@ pub(crate) struct Vae {
 impl Vae {
     /// Reads a folder of diffusers (config.json beside the weights, or both in its folder `vae`), or a single file in any
     /// published layout, whose sizes are then those of Stable Diffusion's or MAR's autoencoder.
-    pub(crate) fn load(path: &Path) -> Result<Self> {
+    pub(crate) fn load(path: &Path, device: &Device) -> Result<Self> {
         let (config, weights) = match path.is_dir() {
             true => of_folder(path)?,
             false => (None, path.to_path_buf()),
         };
         let file = Checkpoint::open(&weights)?;
-        let mut loaded = file.load(root_of(&file)?, DTypePolicy::F32, &Device::Cpu)?;
+        let mut loaded = file.load(root_of(&file)?, DTypePolicy::F32, device)?;
         let network = loaded.tensors.iter().filter(|(name, _)| is_network(name));
         loaded.tensors = network
             .map(|(name, t)| (name.to_string(), t.clone()))
@@ -50,6 +51,7 @@ impl Vae {
         Ok(Self {
             sha256: loaded.sha256.clone(),
             net: AutoencoderKl::from_loaded(&config, &loaded)?,
+            device: device.clone(),
             tiling: None,
         })
     }
@@ -60,12 +62,14 @@ impl Vae {
         self
     }
 
-    /// The posterior of images (B, 3, H, W).
+    /// The posterior of images (B, 3, H, W), on the CPU.
     pub(crate) fn encode(&self, images: &Tensor) -> tinyfusion::core::Result<Posterior> {
-        match &self.tiling {
-            Some(tiling) => self.net.encode_tiled(images, tiling),
-            None => self.net.encode(images),
-        }
+        let images = images.to_device(&self.device)?;
+        let found = match &self.tiling {
+            Some(tiling) => self.net.encode_tiled(&images, tiling),
+            None => self.net.encode(&images),
+        };
+        found?.to_device(&Device::Cpu)
     }
 
     /// Images (B, 3, H, W) of latents (B, L, h, w).
@@ -93,7 +97,7 @@ impl Vae {
     pub(crate) fn images(&self, latents: &Tensor) -> tinyfusion::core::Result<Tensor> {
         let one = |i: usize| {
             let latent = self.net.unscaled(&latents.narrow(0, i, 1)?)?;
-            to_uint8(&self.decode(&latent)?) // (1, 3, H, W)
+            to_uint8(&self.decode(&latent)?.to_device(&Device::Cpu)?) // (1, 3, H, W)
         };
         let all = (0..latents.dim(0)?)
             .map(one)

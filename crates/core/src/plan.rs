@@ -1,6 +1,6 @@
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
-use crate::{BlockCall, BlockStack, Error, Result, stack::walk};
+use crate::{BlockCall, BlockStack, Error, Result, Rows, stack::walk};
 
 /// What to do with one block.
 #[derive(Debug, Clone)]
@@ -79,7 +79,7 @@ pub struct Trace {
 
 /// Runs `net` under `plan`. A blended block runs on every sample (the plain blend).
 pub fn run<S: BlockStack>(net: &S, input: &S::Input, plan: &Plan) -> Result<Trace> {
-    run_with(net, input, plan, plain_blend)
+    run_with(net, input, plan, |_, h, m, call| plain_blend(h, m, call))
 }
 
 /// As [`run`] for masks of exact zeros and ones, doing only the work that matters: same output,
@@ -94,16 +94,45 @@ pub fn run_exact<S: BlockStack>(
     input: &S::Input,
     plan: &Plan,
 ) -> Result<Trace> {
-    run_with(net, input, plan, |h, m, call| {
-        exact_blend(h, m, call, untracked)
+    let gates = hard_gates(plan)?;
+    run_with(net, input, plan, |i, h, m, call| {
+        exact_blend(h, m, &gates[i], call, untracked)
     })
+}
+
+/// The masks of all blended blocks, (B,) each; nothing of the others. Which samples run where decides the work, so the
+/// host has to know: it reads them at once, and a GPU waits once in a pass and not at every block.
+fn hard_gates(plan: &Plan) -> Result<Vec<Vec<f32>>> {
+    let mut gates = vec![Vec::new(); plan.blocks.len()];
+    let blended = plan
+        .blocks
+        .iter()
+        .enumerate()
+        .filter_map(|(i, block)| match block {
+            BlockPlan::Blend(m) => Some((i, m.detach())),
+            _ => None,
+        });
+    let (places, masks): (Vec<usize>, Vec<Tensor>) = blended.unzip();
+    if masks.is_empty() {
+        return Ok(gates);
+    }
+    let all = Tensor::stack(&masks, 0)?.to_dtype(candle_core::DType::F32)?; // (blocks, B)
+    for (i, gate) in places.into_iter().zip(all.to_vec2::<f32>()?) {
+        if let Some(v) = gate.iter().find(|v| **v != 0.0 && **v != 1.0) {
+            return Err(Error::usage(format!(
+                "the exact blend needs masks of 0 and 1, found {v}"
+            )));
+        }
+        gates[i] = gate;
+    }
+    Ok(gates)
 }
 
 fn run_with<S: BlockStack>(
     net: &S,
     input: &S::Input,
     plan: &Plan,
-    blend: impl Fn(&Tensor, &Tensor, &BlockCall<'_, S>) -> Result<Tensor>,
+    blend: impl Fn(usize, &Tensor, &Tensor, &BlockCall<'_, S>) -> Result<Tensor>,
 ) -> Result<Trace> {
     let depth = net.layout().depth();
     if plan.blocks.len() != depth {
@@ -122,7 +151,7 @@ fn run_with<S: BlockStack>(
         let h = match &plan.blocks[i] {
             BlockPlan::Run => call.all(h)?,
             BlockPlan::Skip => h.clone(),
-            BlockPlan::Blend(m) => blend(h, m, &call)?,
+            BlockPlan::Blend(m) => blend(i, h, m, &call)?,
         };
         if plan.taps.contains(&i) {
             taps.push(h.clone());
@@ -141,44 +170,39 @@ fn plain_blend<S: BlockStack>(h: &Tensor, m: &Tensor, call: &BlockCall<'_, S>) -
 fn exact_blend<S: BlockStack>(
     h: &Tensor,
     m: &Tensor,
+    values: &[f32],
     call: &BlockCall<'_, S>,
     untracked: &S,
 ) -> Result<Tensor> {
-    let values = m.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?;
-    if let Some(v) = values.iter().find(|v| **v != 0.0 && **v != 1.0) {
-        return Err(Error::usage(format!(
-            "the exact blend needs masks of 0 and 1, found {v}"
-        )));
-    }
     let m = column(m, h)?; // (B, 1, 1)
     let (kept, dropped): (Vec<u32>, Vec<u32>) =
         (0..values.len() as u32).partition(|&b| values[b as usize] == 1.0);
-    let index = |rows: &[u32]| Tensor::new(rows, h.device());
+    let index = |rows: &[u32]| Tensor::new(rows, &Device::Cpu);
     if dropped.is_empty() {
         return kept_rows(&call.all(h)?, h, &m);
     }
     let dropped_index = index(&dropped)?;
-    let h_dropped = h.index_select(&dropped_index, 0)?; // (R0, T, D)
+    let h_dropped = h.select(&dropped_index)?; // (R0, T, D)
     let shadow = call.rows_untracked(untracked, &h_dropped, &dropped_index)?;
     // Value h, but d loss / d m = <g, block(h) - h>.
     let delta = (shadow - h_dropped.detach())?;
-    let out_dropped = (&h_dropped + delta.broadcast_mul(&m.index_select(&dropped_index, 0)?)?)?;
+    let out_dropped = (&h_dropped + delta.broadcast_mul(&m.select(&dropped_index)?)?)?;
     if kept.is_empty() {
         return Ok(out_dropped);
     }
     let kept_index = index(&kept)?;
-    let h_kept = h.index_select(&kept_index, 0)?; // (R1, T, D)
+    let h_kept = h.select(&kept_index)?; // (R1, T, D)
     let out_kept = kept_rows(
         &call.rows(&h_kept, &kept_index)?,
         &h_kept,
-        &m.index_select(&kept_index, 0)?,
+        &m.select(&kept_index)?,
     )?;
     // Back into the batch's order.
     let mut place = vec![0u32; values.len()];
     for (at, &b) in kept.iter().chain(&dropped).enumerate() {
         place[b as usize] = at as u32;
     }
-    Ok(Tensor::cat(&[out_kept, out_dropped], 0)?.index_select(&index(&place)?, 0)?)
+    Tensor::cat(&[out_kept, out_dropped], 0)?.select(&index(&place)?)
 }
 
 /// Samples with m = 1: value block(h), with the gate's gradient ⟨g, block(h) − h⟩ added.

@@ -1,10 +1,11 @@
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::{BlockLayout, Result};
 
 /// Values that hold one entry per sample along their first axis.
 pub trait Rows: Sized {
-    /// The samples named by `index` (R,) u32, in that order.
+    /// The samples named by `index` (R,) u32, in that order. It may be on the CPU, whatever the values are on: there its
+    /// numbers can be read without waiting for a GPU.
     fn select(&self, index: &Tensor) -> Result<Self>;
     /// The same values, cut off from the autograd graph.
     fn detach(&self) -> Self;
@@ -12,7 +13,7 @@ pub trait Rows: Sized {
 
 impl Rows for Tensor {
     fn select(&self, index: &Tensor) -> Result<Self> {
-        Ok(self.index_select(index, 0)?)
+        Ok(self.index_select(&index.to_device(self.device())?, 0)?)
     }
     fn detach(&self) -> Self {
         Tensor::detach(self)
@@ -26,6 +27,16 @@ pub struct LatentBatch {
     pub x: Tensor,
     /// (B,) u32 class ids.
     pub y: Tensor,
+}
+
+impl LatentBatch {
+    /// The same with x on a device. The labels stay where they are: objectives read them, to drop some, and would wait.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            x: self.x.to_device(device)?,
+            y: self.y.clone(),
+        })
+    }
 }
 
 /// What DiT and SiT are asked: a noised latent, its time and its class.
@@ -44,7 +55,8 @@ pub struct LatentQuery {
 pub struct TokenQuery {
     /// (B, L, C) f32 patchified latents.
     pub tokens: Tensor,
-    /// (B, L) f32, 1 where the token is to be predicted. Every row hides equally many.
+    /// (B, L) f32, 1 where the token is to be predicted. Every row hides equally many. Best on the CPU, whatever the tokens
+    /// are on: the network reads it.
     pub mask: Tensor,
     /// (B,) u32; the id `num_classes` is the fake latent.
     pub y: Tensor,

@@ -228,8 +228,7 @@ impl MarObjective {
         }
         // A rate of 0, too, hides one token: there is no loss of none.
         let n = ((l as f64 * random.mask_rate).ceil() as usize).clamp(1, l);
-        let device = batch.x.device();
-        let mask = mask_of(&random.orders, n, device)?; // (B, L)
+        let mask = mask_of(&random.orders, n)?; // (B, L)
         let hidden = {
             let mask = mask.to_vec2::<f32>()?;
             TokenRows::filter(b, l, |b, i| mask[b][i] != 0.0)

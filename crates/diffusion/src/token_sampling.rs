@@ -190,7 +190,7 @@ pub fn sample_tokens<S: TokenDenoiser>(
                 .for_each(|&i| row[i] = true);
         }
         let drawn = TokenRows::filter(b, l, |b, i| drawn_now[b * l + i]);
-        let mask = mask_of(&start.orders, hidden, device)?; // (B, L)
+        let mask = mask_of(&start.orders, hidden)?; // (B, L)
 
         let doubled = |t: &Tensor| {
             if guided {

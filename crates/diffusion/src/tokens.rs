@@ -71,17 +71,13 @@ impl TokenRows {
 }
 
 /// The mask (B, L) that hides the first `count` tokens of every order.
-pub(crate) fn mask_of(
-    orders: &[Vec<usize>],
-    count: usize,
-    device: &candle_core::Device,
-) -> Result<Tensor> {
+pub(crate) fn mask_of(orders: &[Vec<usize>], count: usize) -> Result<Tensor> {
     let (b, l) = (orders.len(), orders.first().map_or(0, Vec::len));
     let mut mask = vec![0f32; b * l];
     for (row, order) in mask.chunks_exact_mut(l.max(1)).zip(orders) {
         order[..count].iter().for_each(|&i| row[i] = 1.0);
     }
-    Ok(Tensor::from_vec(mask, (b, l), device)?)
+    Ok(Tensor::from_vec(mask, (b, l), &candle_core::Device::Cpu)?)
 }
 
 /// Checks that there is an order of 0..len for each of `samples`.

@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use tinyfusion_core::{BlockStack, Error, Result, StateDict, StepRng, stream};
 use tinyfusion_diffusion::Objective;
 use tinyfusion_train::{Outcome, ParamGroup, Progress, RunDir, StepLoss, Stop, TrainStep, fit};
@@ -141,6 +141,7 @@ where
             scalars.push(("kd", mean(kd)?));
         }
         if let Some(rep) = &parts.rep {
+            let beta = Tensor::new(beta, &Device::Cpu)?;
             scalars.extend([("rep", mean(rep)?), ("beta", beta)]);
         }
         Ok(StepLoss {
@@ -150,8 +151,6 @@ where
     }
 }
 
-fn mean(per_sample: &Tensor) -> Result<f64> {
-    Ok(f64::from(
-        per_sample.detach().mean_all()?.to_scalar::<f32>()?,
-    ))
+fn mean(per_sample: &Tensor) -> Result<Tensor> {
+    Ok(per_sample.detach().mean_all()?)
 }

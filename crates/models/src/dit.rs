@@ -262,6 +262,7 @@ pub struct DiT {
     blocks: Vec<DiTBlock>,
     final_layer: FinalLayer,
     recomputing: bool,
+    dtype: DType,
 }
 
 impl DiT {
@@ -292,6 +293,7 @@ impl DiT {
             final_layer: FinalLayer::load(&root.at("final_layer"), config)?,
             config: config.clone(),
             recomputing: false,
+            dtype: DType::F32,
         })
     }
 
@@ -303,6 +305,13 @@ impl DiT {
             recomputing,
             ..self
         }
+    }
+
+    /// The same network, whose tokens are of `dtype` from the embedding to the head, and with them its products. Its output
+    /// stays f32, and so do weights that are trained, whose gradients are.
+    #[must_use]
+    pub fn computing_in(self, dtype: DType) -> Self {
+        Self { dtype, ..self }
     }
 
     /// The sizes.
@@ -327,10 +336,10 @@ impl BlockStack for DiT {
     fn embed(&self, q: &LatentQuery) -> Result<(Tensor, DiTCond)> {
         let h = self
             .x_embedder
-            .forward(&q.x)?
-            .broadcast_add(&self.pos_embed.to_dtype(q.x.dtype())?)?; // (B, T, D)
+            .forward(&q.x.to_dtype(self.dtype)?)?
+            .broadcast_add(&self.pos_embed.to_dtype(self.dtype)?)?; // (B, T, D)
         // Every adaLN projection starts with this activation.
-        let c = ops::silu(&self.condition(&q.t, &q.y, q.x.dtype())?)?; // (B, D)
+        let c = ops::silu(&self.condition(&q.t, &q.y, self.dtype)?)?; // (B, D)
         let blocks = self.blocks.iter().map(|b| b.modulation.forward(&c)); // (B, 6·D) each
         let cond = DiTCond {
             blocks: blocks.collect::<Result<_>>()?,
@@ -353,6 +362,7 @@ impl BlockStack for DiT {
 
     fn head(&self, h: &Tensor, cond: &DiTCond) -> Result<Tensor> {
         let patches = self.final_layer.forward(h, &cond.of(&cond.head)?)?; // (B, T, p·p·C_out)
+        let patches = patches.to_dtype(DType::F32)?;
         unpatchify(
             &patches,
             self.config.grid(),

@@ -1,4 +1,4 @@
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{BlockLayout, BlockStack, LatentQuery, ParamSpec, Result, StateDict};
 
@@ -101,6 +101,15 @@ impl SiT {
     pub fn recomputing(self, recomputing: bool) -> Self {
         Self {
             dit: self.dit.recomputing(recomputing),
+            ..self
+        }
+    }
+
+    /// As [`DiT::computing_in`].
+    #[must_use]
+    pub fn computing_in(self, dtype: DType) -> Self {
+        Self {
+            dit: self.dit.computing_in(dtype),
             ..self
         }
     }

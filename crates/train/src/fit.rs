@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 use tinyfusion_core::{Error, Result, StateDict};
 use tinyfusion_nn::update::AdamW;
 
-use crate::gradients::{BatchGradients, Workers};
+use crate::gradients::{BatchGradients, Clipped, Workers};
 use crate::group::check_groups;
+use crate::pending::Pending;
 use crate::run_dir::{HISTORY, METRICS, State};
 use crate::scaling::ramped;
 use crate::{ParamGroup, Progress, RunDir, Stop};
@@ -37,8 +38,8 @@ pub trait TrainStep: Sync {
 pub struct StepLoss {
     /// A scalar with its graph.
     pub loss: Tensor,
-    /// Parts of it by name, for the log.
-    pub scalars: Vec<(&'static str, f64)>,
+    /// Parts of it by name, for the log: scalars, which are read when a line is due.
+    pub scalars: Vec<(&'static str, Tensor)>,
 }
 
 /// How to train.
@@ -208,7 +209,11 @@ pub fn fit<T: TrainStep>(
         tracing::info!(step = state.step, "resumed from the last checkpoint");
     }
     let parts = config.parts();
-    let mut workers = Workers::new(config.lanes.min(parts.len()), &vars)?;
+    // A GPU is full with one piece.
+    let lanes = if device.is_cpu() { config.lanes } else { 1 };
+    let mut workers = Workers::new(lanes.min(parts.len()), &vars)?;
+    let mut pending = Pending::default();
+    let mut shown = String::new();
     let (started, seconds_before) = (Instant::now(), state.seconds);
     let mut saved = state.step;
     let _bar = progress.running_from(state.step);
@@ -224,13 +229,21 @@ pub fn fit<T: TrainStep>(
             return Err(Error::Interrupted { step: state.step });
         };
 
-        if found.loss.is_finite() && found.norm.is_finite() {
-            state.skipped_in_a_row = 0;
+        let clipped = found.clipped(config.clip)?;
+        let applied = match &clipped {
+            Clipped::Known { scale, .. } if scale.is_nan() => false,
+            Clipped::Known { .. } => {
+                state.skipped_in_a_row = 0;
+                true
+            }
+            // A scale that is NaN there writes nothing; how often it was is asked when a line is due.
+            Clipped::There { scale, .. } => {
+                pending.note(scale)?;
+                true
+            }
+        };
+        if applied {
             state.updates += 1;
-            // PyTorch's clip_grad_norm_, over all groups together.
-            let scale = config
-                .clip
-                .map_or(1.0, |clip| (clip / (found.norm + 1e-6)).min(1.0));
             let mut grads = found.grads.as_slice();
             for group in groups {
                 let (own, rest) = grads.split_at(group.vars().count());
@@ -241,26 +254,18 @@ pub fn fit<T: TrainStep>(
                     weight_decay: group.weight_decay,
                 };
                 let decay = config.ema_at(state.updates - 1);
-                group.step(own, adamw, state.updates, scale, decay)?;
+                group.step(own, adamw, state.updates, &clipped.scale(), decay)?;
                 grads = rest;
             }
         } else {
             // As if the step had not been: weights, moments and averages stay as they are.
-            state.skipped += 1;
-            state.skipped_in_a_row += 1;
+            state.skip(1);
             tracing::warn!(
                 step = at,
-                loss = found.loss,
-                grad_norm = found.norm,
+                loss = found.loss.read()?,
+                grad_norm = clipped.norm()?,
                 "not finite: step skipped"
             );
-            if state.skipped_in_a_row >= HOPELESS {
-                return Err(Error::run(format!(
-                    "{HOPELESS} steps in a row had a loss or a gradient that is not finite (at step {at}: \
-                     loss {}, gradient norm {}); try a lower learning rate in another folder",
-                    found.loss, found.norm
-                )));
-            }
         }
 
         state.step += 1;
@@ -269,15 +274,32 @@ pub fn fit<T: TrainStep>(
             dir.log(HISTORY, state.step, &line)?;
         }
         let (last, asked) = (state.step == config.steps, stop.requested());
-        if state.step.is_multiple_of(config.log_every) || last {
+        let log = state.step.is_multiple_of(config.log_every) || last;
+        let save = state.step.is_multiple_of(config.checkpoint_every) || last || asked;
+        if log || save {
+            pending.settle(&mut state)?;
+        }
+        if log {
             dir.log(
                 METRICS,
                 state.step,
-                &metrics(config, groups, &state, &found),
+                &metrics(config, groups, &state, &found, &clipped)?,
             )?;
         }
-        progress.set(state.step, format!("loss {:.4}", found.loss));
-        if state.step.is_multiple_of(config.checkpoint_every) || last || asked {
+        if state.skipped_in_a_row >= HOPELESS {
+            return Err(Error::run(format!(
+                "{HOPELESS} steps in a row had a loss or a gradient that is not finite (at step {at}: loss {}, gradient norm \
+                 {}); try a lower learning rate in another folder",
+                found.loss.read()?,
+                clipped.norm()?
+            )));
+        }
+        // Where reading it is to wait, the loss is shown as often as it is logged.
+        if log || device.is_cpu() {
+            shown = format!("loss {:.4}", found.loss.read()?);
+        }
+        progress.set(state.step, shown.clone());
+        if save {
             dir.save(groups, &state)?;
             saved = state.step;
         }
@@ -314,11 +336,12 @@ fn metrics(
     groups: &[ParamGroup],
     state: &State,
     found: &BatchGradients,
-) -> String {
+    clipped: &Clipped,
+) -> Result<String> {
     // JSON has no NaN: serde_json writes null for it. A scalar cannot take the place of a fixed entry.
     let mut line = Map::new();
     for (name, value) in &found.scalars {
-        line.insert((*name).to_string(), json!(value));
+        line.insert((*name).to_string(), json!(value.read()?));
     }
     for group in groups {
         let lr = group.lr.at(state.step - 1, config.steps);
@@ -326,11 +349,11 @@ fn metrics(
     }
     let fixed = [
         ("step", json!(state.step)),
-        ("loss", json!(found.loss)),
-        ("grad_norm", json!(found.norm)),
+        ("loss", json!(found.loss.read()?)),
+        ("grad_norm", json!(clipped.norm()?)),
         ("skipped", json!(state.skipped)),
         ("seconds", json!(state.seconds)),
     ];
     line.extend(fixed.map(|(name, value)| (name.to_string(), value)));
-    Value::Object(line).to_string()
+    Ok(Value::Object(line).to_string())
 }

@@ -1,26 +1,103 @@
 use std::ops::Range;
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use tinyfusion_core::{Error, Result};
-use tinyfusion_nn::update::sum_of_squares;
+use tinyfusion_nn::update::{Scale, clip_on_device, sum_of_squares};
 use tinyfusion_nn::{Gradients, Lanes};
 
 use crate::{StepLoss, Stop, TrainStep};
 
 /// Gradients of a whole batch, in the order of the variables, with the batch's mean scalars.
 pub(crate) struct BatchGradients {
-    pub(crate) loss: f64,
-    pub(crate) scalars: Vec<(&'static str, f64)>,
+    pub(crate) loss: Mean,
+    pub(crate) scalars: Vec<(&'static str, Mean)>,
     /// Buffers that the next batch is written into.
     pub(crate) grads: Vec<Tensor>,
-    /// Euclidean norm over all gradients together, before any clipping.
-    pub(crate) norm: f64,
 }
 
-/// The mean loss and scalars of one piece, multiplied by its share of the batch.
+/// A mean over a batch: the scalars of its pieces, where they were computed, and the pieces' shares. It is read when it is
+/// needed, for a GPU has to be waited for.
+pub(crate) struct Mean(Vec<(Tensor, f64)>);
+
+/// Gradients with their norm and the factor that clips it, which is NaN where the loss or the norm is not finite.
+pub(crate) enum Clipped {
+    /// On a CPU: the numbers.
+    Known { norm: f64, scale: f64 },
+    /// On a GPU: where they will be.
+    There { norm: Tensor, scale: Tensor },
+}
+
+impl Mean {
+    pub(crate) fn read(&self) -> Result<f64> {
+        let mut mean = 0.0;
+        for (value, share) in &self.0 {
+            mean += share * value.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        }
+        Ok(mean)
+    }
+
+    /// An f32 scalar, made where the pieces' are.
+    fn tensor(&self) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        for (value, share) in &self.0 {
+            let part = (value * *share)?;
+            sum = Some(match sum {
+                None => part,
+                Some(sum) => (sum + part)?,
+            });
+        }
+        sum.ok_or_else(|| Error::run("an empty batch"))
+    }
+}
+
+impl BatchGradients {
+    /// PyTorch's `clip_grad_norm_`, over all gradients together.
+    pub(crate) fn clipped(&self, clip: Option<f64>) -> Result<Clipped> {
+        if self.grads.iter().any(|g| !g.device().is_cpu()) {
+            let (norm, scale) = clip_on_device(&self.grads, &self.loss.tensor()?, clip)?;
+            return Ok(match scale {
+                Scale::Host(scale) => Clipped::Known {
+                    norm: f64::from(norm.to_scalar::<f32>()?),
+                    scale,
+                },
+                Scale::Device(scale) => Clipped::There { norm, scale },
+            });
+        }
+        let mut squares = 0.0;
+        for g in &self.grads {
+            squares += sum_of_squares(g)?;
+        }
+        let norm = squares.sqrt();
+        let scale = if self.loss.read()?.is_finite() && norm.is_finite() {
+            clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0))
+        } else {
+            f64::NAN
+        };
+        Ok(Clipped::Known { norm, scale })
+    }
+}
+
+impl Clipped {
+    pub(crate) fn norm(&self) -> Result<f64> {
+        match self {
+            Self::Known { norm, .. } => Ok(*norm),
+            Self::There { norm, .. } => Ok(f64::from(norm.to_scalar::<f32>()?)),
+        }
+    }
+
+    pub(crate) fn scale(&self) -> Scale {
+        match self {
+            Self::Known { scale, .. } => Scale::Host(*scale),
+            Self::There { scale, .. } => Scale::Device(scale.clone()),
+        }
+    }
+}
+
+/// The mean loss and scalars of one piece, and its share of the batch.
 struct Part {
-    loss: f64,
-    scalars: Vec<(&'static str, f64)>,
+    loss: Tensor,
+    scalars: Vec<(&'static str, Tensor)>,
+    share: f64,
 }
 
 /// Pieces of a batch side by side, with buffers for their gradients.
@@ -70,30 +147,18 @@ impl Workers {
         let Some(done) = done.into_iter().collect::<Option<Vec<_>>>() else {
             return Ok(None);
         };
-        let mut whole: Option<Part> = None;
-        for part in done.into_iter().flatten() {
-            whole = Some(match whole {
-                None => part,
-                Some(sum) => add(sum, part)?,
-            });
-        }
-        let Part { loss, scalars } = whole.ok_or_else(|| Error::run("an empty batch"))?;
+        let parts: Vec<Part> = done.into_iter().flatten().collect();
+        let (loss, scalars) = means(&parts)?;
         let Some((sum, others)) = self.sums.split_first_mut() else {
             return Err(Error::run("no lanes"));
         };
         for other in others {
             sum.add(other)?;
         }
-        let grads = sum.sums()?;
-        let mut squares = 0.0;
-        for g in &grads {
-            squares += sum_of_squares(g)?;
-        }
         Ok(Some(BatchGradients {
             loss,
             scalars,
-            grads,
-            norm: squares.sqrt(),
+            grads: sum.sums()?,
         }))
     }
 }
@@ -115,34 +180,39 @@ fn lane<'a, T: TrainStep>(
             }
             let share = rows.len() as f64 / total;
             let StepLoss { loss, scalars } = step.loss(batch, rows.clone())?;
-            let value = f64::from(loss.to_scalar::<f32>()?);
+            let value = loss.detach();
             sums.backward(&(loss * share)?)?;
-            let scalars = scalars.into_iter().map(|(n, s)| (n, s * share)).collect();
             Ok(Some(Part {
-                loss: value * share,
+                loss: value,
                 scalars,
+                share,
             }))
         })
         .collect()
 }
 
-fn add(mut a: Part, b: Part) -> Result<Part> {
-    if !a
-        .scalars
-        .iter()
-        .map(|s| s.0)
-        .eq(b.scalars.iter().map(|s| s.0))
-    {
+/// The batch's means of what its pieces report, which must be the same things.
+fn means(parts: &[Part]) -> Result<(Mean, Vec<(&'static str, Mean)>)> {
+    let Some(first) = parts.first() else {
+        return Err(Error::run("an empty batch"));
+    };
+    let names = |part: &Part| part.scalars.iter().map(|s| s.0).collect::<Vec<_>>();
+    if let Some(odd) = parts.iter().find(|part| names(part) != names(first)) {
         return Err(Error::run(format!(
             "two micro-batches of one step report different scalars: {:?} and {:?}",
-            a.scalars, b.scalars
+            names(first),
+            names(odd)
         )));
     }
-    a.loss += b.loss;
-    for (x, y) in a.scalars.iter_mut().zip(b.scalars) {
-        x.1 += y.1;
-    }
-    Ok(a)
+    let of = |pick: &dyn Fn(&Part) -> Tensor| {
+        Mean(parts.iter().map(|part| (pick(part), part.share)).collect())
+    };
+    let scalars = names(first)
+        .into_iter()
+        .enumerate()
+        .map(|(i, name)| (name, of(&|part| part.scalars[i].1.clone())))
+        .collect();
+    Ok((of(&|part| part.loss.clone()), scalars))
 }
 
 #[cfg(test)]

@@ -90,11 +90,10 @@ impl ParamGroup {
         grads: &[Tensor],
         adamw: AdamW,
         t: u64,
-        grad_scale: f64,
+        scale: &Scale,
         decay: f64,
     ) -> Result<()> {
-        let scale = Scale::Host(grad_scale);
-        let step = |(p, grad): (&Param, &Tensor)| Ok(adamw.step(&p.at, grad, t, &scale, decay)?);
+        let step = |(p, grad): (&Param, &Tensor)| Ok(adamw.step(&p.at, grad, t, scale, decay)?);
         // A GPU's device orders what one thread gives it; threads of their own would each have a stream.
         if grads.iter().any(|grad| !grad.device().is_cpu()) {
             return self.params.iter().zip(grads).try_for_each(step);

@@ -3,6 +3,7 @@
 mod fit;
 mod gradients;
 mod group;
+mod pending;
 mod progress;
 mod run_dir;
 mod scaling;

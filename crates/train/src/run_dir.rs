@@ -37,6 +37,14 @@ pub(crate) struct State {
     pub(crate) seconds: f64,
 }
 
+impl State {
+    /// So many steps more were skipped.
+    pub(crate) fn skip(&mut self, steps: u64) {
+        self.skipped += steps;
+        self.skipped_in_a_row += steps;
+    }
+}
+
 /// One line per logged step.
 pub(crate) const METRICS: &str = "metrics.jsonl";
 /// One line per step from [`TrainStep::record`](crate::TrainStep::record).

@@ -172,7 +172,10 @@ impl TrainStep for Recorder {
         // A scalar with the name of a fixed entry must not displace it.
         Ok(StepLoss {
             loss: self.0.sqr()?.sum_all()?,
-            scalars: vec![("step", 0.5), ("mse", 0.25)],
+            scalars: vec![
+                ("step", Tensor::new(0.5f32, &CPU)?),
+                ("mse", Tensor::new(0.25f32, &CPU)?),
+            ],
         })
     }
     fn record(&self, _done: u64, _averages: &dyn Fn() -> StateDict) -> Result<Option<String>> {

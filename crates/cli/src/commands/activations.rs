@@ -6,6 +6,7 @@ use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::recover::{Activations, activations};
 use tinyfusion::train::Stop;
 
+use crate::compute::ComputeOptions;
 use crate::destination::check_report_on;
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::hub::Inputs;
@@ -34,6 +35,8 @@ pub(crate) struct Args {
     /// Write the numbers here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    compute: ComputeOptions,
 }
 
 impl Args {
@@ -53,7 +56,7 @@ fn tally<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     if let Some(path) = &args.json {
         check_report_on("--json", path, &args.model, args.data.name())?;
     }
-    let model = Model::<F>::load(&args.model)?;
+    let model = Model::<F>::load_on(&args.model, &args.compute.open()?)?;
     let images = args
         .data
         .held_out(&model, args.images, "activations", stop)?;

@@ -11,6 +11,7 @@ use tinyfusion::data::{
 use tinyfusion::train::Stop;
 
 use crate::class_names::{ClassNames, LABELS_FILE};
+use crate::compute::ComputeOptions;
 use crate::hub::Inputs;
 use crate::output::{progress_bar, say};
 use crate::resources::Resources;
@@ -67,6 +68,8 @@ pub(crate) struct Args {
     /// Seed of the mirroring (--flips applied) and of the noise (--content samples) [default: 0]
     #[arg(long)]
     seed: Option<u64>,
+    #[command(flatten)]
+    compute: ComputeOptions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -158,7 +161,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let resources = Resources::start();
     args.check()?;
     let images = ImageFolder::open(&args.images, args.size, Augment::Never)?;
-    let vae = Vae::load(&args.vae)?.in_tiles(args.vae_tiles);
+    let vae = Vae::load(&args.vae, &args.compute.open()?.device)?.in_tiles(args.vae_tiles);
     let index = args.index(&vae, &images)?;
     let out = args.out()?;
     let mut writer = ShardWriter::open(out, &index)?;

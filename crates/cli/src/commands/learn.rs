@@ -8,6 +8,7 @@ use tinyfusion::mask::{Linear, Pattern};
 use tinyfusion::recover::{Blend, DeltaW, LearnConfig, LoraLayers, RunContext, Teacher, learn};
 use tinyfusion::train::{FitConfig, RunDir, Stop};
 
+use crate::compute::ComputeOptions;
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::hub::Inputs;
 use crate::output::progress_bar;
@@ -40,6 +41,7 @@ impl Args {
         pattern: Option<Pattern>,
         data: DataOptions,
         seed: Option<u64>,
+        compute: ComputeOptions,
     ) -> Self {
         Self {
             model: model.to_path_buf(),
@@ -47,7 +49,7 @@ impl Args {
             options: Options {
                 pattern,
                 data,
-                fit: FitOptions::with_seed(seed),
+                fit: FitOptions::with_seed(seed, compute),
                 ..Options::default()
             },
         }
@@ -211,7 +213,8 @@ fn search<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let resources = Resources::start();
     let config = options.learn_config()?;
     config.validate()?;
-    let mut model = Model::<F>::load(&args.model)?;
+    let compute = options.fit.compute.open()?;
+    let mut model = Model::<F>::load_on(&args.model, &compute)?;
     // Before the run's folder is made, so that a mistake leaves none behind.
     config.pattern.groups(&model.layout())?;
     let batches = options
@@ -225,7 +228,10 @@ fn search<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let teacher = Teacher {
         weights: std::mem::take(&mut model.weights),
         is_fixed: &F::is_fixed,
-        build: &|weights, scale| F::network(&model.config, weights, scale, options.fit.recompute),
+        build: &|weights, scale| {
+            let recompute = options.fit.recompute;
+            F::network(&model.config, weights, scale, recompute, compute.dtype)
+        },
     };
     let dir = RunDir::open(&args.out, &settings)?;
     let progress = progress_bar("learn", config.fit.steps);

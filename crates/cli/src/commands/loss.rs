@@ -7,6 +7,7 @@ use tinyfusion::core::Plan;
 use tinyfusion::recover::held_out_loss;
 use tinyfusion::train::Stop;
 
+use crate::compute::ComputeOptions;
 use crate::destination::check_report_on;
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::hub::Inputs;
@@ -38,6 +39,8 @@ pub(crate) struct Args {
     /// Write the numbers here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    compute: ComputeOptions,
 }
 
 impl Args {
@@ -58,7 +61,7 @@ fn judge<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     if let Some(path) = &args.json {
         check_report_on("--json", path, &args.model, args.data.name())?;
     }
-    let model = Model::<F>::load(&args.model)?;
+    let model = Model::<F>::load_on(&args.model, &args.compute.open()?)?;
     let depth = model.depth();
     let selection = match &args.selection {
         None => None,

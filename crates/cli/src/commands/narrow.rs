@@ -15,6 +15,7 @@ use tinyfusion::recover::width::{
 };
 use tinyfusion::train::Stop;
 
+use crate::compute::ComputeOptions;
 use crate::family::{Architecture, Family, Model, save, with_family};
 use crate::hub::Inputs;
 use crate::output::{progress_bar, say};
@@ -70,6 +71,8 @@ pub(crate) struct Args {
     /// Store the weights in 16 bits
     #[arg(long)]
     f16: bool,
+    #[command(flatten)]
+    compute: ComputeOptions,
 }
 
 #[derive(clap::Args)]
@@ -158,7 +161,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 fn narrow<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let resources = Resources::start();
     args.check()?;
-    let model = Model::<F>::load(&args.model)?;
+    let model = Model::<F>::load_on(&args.model, &args.compute.open()?)?;
     if args.out.exists() {
         return Err(Error::usage(format!(
             "{} exists; narrow writes a new folder",
@@ -314,6 +317,7 @@ impl Args {
                     weights,
                     scale,
                     false,
+                    model.compute.dtype,
                 )?))
             },
         };
@@ -321,7 +325,10 @@ impl Args {
         let objective = F::objective(&model.config, &model.process, true)?;
         let timesteps = objective.timesteps() as u64;
         let found = taylor(
-            &self.taylor(),
+            &TaylorConfig {
+                lanes: model.compute.lanes(self.taylor().lanes),
+                ..self.taylor()
+            },
             teacher,
             groups,
             &objective,
@@ -350,10 +357,11 @@ impl Args {
         let piece = |start: usize| {
             let batch = loader.batch((start / size) as u64)?;
             let rows = size.min(count - start);
-            Ok(LatentBatch {
+            let batch = LatentBatch {
                 x: batch.x.narrow(0, 0, rows)?, // (B, C, H, W)
                 y: batch.y.narrow(0, 0, rows)?, // (B,)
-            })
+            };
+            Ok(batch.to_device(&model.compute.device)?)
         };
         (0..count).step_by(size).map(piece).collect()
     }

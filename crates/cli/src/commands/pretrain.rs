@@ -236,10 +236,13 @@ impl Job<'_> {
     fn teacher<F: Family>(&self, config: F::Config, process: F::Process) -> Result<Outcome> {
         let o = self.options;
         F::validate(&config, &process)?;
+        let compute = o.fit.compute.open()?;
         let (weights, from) = match &o.from {
-            None => (F::init(&config, self.seed)?, None),
+            None => (F::init(&config, self.seed, &compute.device)?, None),
             Some(path) => {
-                let from = Source::open(path)?.load()?.checked(&F::params(&config))?;
+                let from = Source::open(path)?
+                    .load(&compute.device)?
+                    .checked(&F::params(&config))?;
                 (
                     from.weights.tensors,
                     Some((from.weights.sha256, from.provenance)),
@@ -262,10 +265,13 @@ impl Job<'_> {
             process,
             DataOptions::default().class_names()?,
             weights,
+            &compute,
         );
         let student = Student {
             weights: std::mem::take(&mut model.weights),
-            build: &|weights| F::network(&model.config, weights, 0.0, o.fit.recompute),
+            build: &|weights| {
+                F::network(&model.config, weights, 0.0, o.fit.recompute, compute.dtype)
+            },
             is_fixed: &F::is_fixed,
         };
         // Training from nothing is plain fine-tuning of fresh weights.

@@ -1,5 +1,5 @@
 use anyhow::Result;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde_json::{Value, json};
 use tinyfusion::checkpoint::keep_blocks;
 use tinyfusion::core::{BlockLayout, Error, ParamSpec, StateDict, WidthGroups};
@@ -49,8 +49,8 @@ impl Family for Dit {
         config.params()
     }
 
-    fn init(config: &DiTConfig, seed: u64) -> tinyfusion::core::Result<StateDict> {
-        config.init(seed, &Device::Cpu)
+    fn init(config: &DiTConfig, seed: u64, device: &Device) -> tinyfusion::core::Result<StateDict> {
+        config.init(seed, device)
     }
 
     fn is_fixed(name: &str) -> bool {
@@ -105,8 +105,11 @@ impl Family for Dit {
         weights: &StateDict,
         lora: f64,
         recompute: bool,
+        dtype: DType,
     ) -> tinyfusion::core::Result<DiT> {
-        Ok(DiT::with_lora(config, weights, lora)?.recomputing(recompute))
+        Ok(DiT::with_lora(config, weights, lora)?
+            .recomputing(recompute)
+            .computing_in(dtype))
     }
 
     fn objective(

@@ -1,5 +1,5 @@
 use anyhow::Result;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use tinyfusion::checkpoint::Root;
 use tinyfusion::core::{BlockLayout, ParamSpec, StateDict, WidthGroups};
 use tinyfusion::diffusion::{GaussianDiffusion, MarObjective, token_diffusion};
@@ -34,8 +34,8 @@ impl Family for MaskedAutoregressive {
         config.params()
     }
 
-    fn init(config: &MarConfig, seed: u64) -> tinyfusion::core::Result<StateDict> {
-        config.init(seed, &Device::Cpu)
+    fn init(config: &MarConfig, seed: u64, device: &Device) -> tinyfusion::core::Result<StateDict> {
+        config.init(seed, device)
     }
 
     fn is_fixed(name: &str) -> bool {
@@ -91,8 +91,11 @@ impl Family for MaskedAutoregressive {
         weights: &StateDict,
         lora: f64,
         recompute: bool,
+        dtype: DType,
     ) -> tinyfusion::core::Result<Mar> {
-        Ok(Mar::with_lora(config, weights, lora)?.recomputing(recompute))
+        Ok(Mar::with_lora(config, weights, lora)?
+            .recomputing(recompute)
+            .computing_in(dtype))
     }
 
     fn as_teacher(net: Mar) -> Mar {

@@ -7,6 +7,7 @@ mod sit;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -23,6 +24,7 @@ pub(crate) use sit::Sit;
 use crate::class_names::{self, ClassNames};
 use crate::commands::export::{ForDiffusers, ForOriginal};
 use crate::commands::sample::{Drawing, Settings};
+use crate::compute::Compute;
 use crate::model::{make_parent, section};
 use crate::source::Source;
 
@@ -50,7 +52,11 @@ pub(crate) trait Family: Sized + 'static {
     /// Every tensor of the network, of sizes that were checked.
     fn params(config: &Self::Config) -> Vec<ParamSpec>;
     /// Fresh weights.
-    fn init(config: &Self::Config, seed: u64) -> tinyfusion::core::Result<StateDict>;
+    fn init(
+        config: &Self::Config,
+        seed: u64,
+        device: &Device,
+    ) -> tinyfusion::core::Result<StateDict>;
     /// Whether a tensor is a fixed table.
     fn is_fixed(name: &str) -> bool;
     fn layout(config: &Self::Config) -> BlockLayout;
@@ -74,12 +80,14 @@ pub(crate) trait Family: Sized + 'static {
         weights: &StateDict,
         kept: &[Vec<usize>],
     ) -> tinyfusion::core::Result<(Self::Config, StateDict)>;
-    /// The network; `lora` scales low-rank tensors that stand beside the weights (0: there are none).
+    /// The network, whose blocks compute in `dtype`; `lora` scales low-rank tensors that stand beside the weights (0: there
+    /// are none).
     fn network(
         config: &Self::Config,
         weights: &StateDict,
         lora: f64,
         recompute: bool,
+        dtype: DType,
     ) -> tinyfusion::core::Result<Self::Net>;
     /// The same network as a teacher, which drops nothing when its student does.
     fn as_teacher(net: Self::Net) -> Self::Net {
@@ -205,15 +213,22 @@ pub(crate) struct Model<F: Family> {
     pub(crate) path: PathBuf,
     /// Where it came from.
     pub(crate) provenance: Provenance,
+    /// Where its weights are, and what its blocks compute in.
+    pub(crate) compute: Compute,
 }
 
 /// What the benchmarks run.
 pub(crate) type DiTModel = Model<Dit>;
 
 impl<F: Family> Model<F> {
-    /// Reads the model at an address, its weights in f32.
+    /// Reads the model at an address, its weights in f32 on the CPU.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let loaded = Source::open(path)?.load()?;
+        Self::load_on(path, &Compute::on_cpu())
+    }
+
+    /// As [`load`](Self::load), onto a device.
+    pub(crate) fn load_on(path: &Path, compute: &Compute) -> Result<Self> {
+        let loaded = Source::open(path)?.load(&compute.device)?;
         let (config, process, classes) = described::<F>(path, &loaded.config)?;
         let provenance = loaded.provenance.clone();
         let sha256 = loaded.weights.sha256.clone();
@@ -226,6 +241,7 @@ impl<F: Family> Model<F> {
             sha256,
             path: path.to_path_buf(),
             provenance,
+            compute: compute.clone(),
         })
     }
 
@@ -236,8 +252,10 @@ impl<F: Family> Model<F> {
         process: F::Process,
         classes: ClassNames,
         weights: StateDict,
+        compute: &Compute,
     ) -> Self {
         Self {
+            compute: compute.clone(),
             config,
             process,
             classes,
@@ -250,7 +268,9 @@ impl<F: Family> Model<F> {
 
     /// The network on this model's own weights; records nothing and drops nothing.
     pub(crate) fn network(&self) -> Result<F::Net> {
-        let net = F::network(&self.config, &self.weights, 0.0, false)?;
+        let dtype = self.compute.dtype;
+        let weights = in_type(&self.weights, dtype)?;
+        let net = F::network(&self.config, &weights, 0.0, false, dtype)?;
         Ok(F::as_teacher(net))
     }
 
@@ -297,6 +317,12 @@ impl<F: Family> Model<F> {
     pub(crate) fn description(&self, config: &F::Config) -> Result<Value> {
         description::<F>(config, &self.process, &self.classes)
     }
+}
+
+/// The weights in the type that a network computes in: once, and not at every pass.
+fn in_type(weights: &StateDict, dtype: DType) -> tinyfusion::core::Result<StateDict> {
+    let cast = |(name, t): (&str, &Tensor)| Ok((name.to_string(), t.to_dtype(dtype)?));
+    weights.iter().map(cast).collect()
 }
 
 /// Writes a model directory that `about` describes, with other files (name, text) in it.

@@ -1,5 +1,5 @@
 use anyhow::Result;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use tinyfusion::core::{BlockLayout, ParamSpec, StateDict, WidthGroups};
 use tinyfusion::diffusion::{Interpolant, InterpolantConfig, InterpolantObjective};
 use tinyfusion::models::{SiT, SiTConfig};
@@ -32,8 +32,8 @@ impl Family for Sit {
         config.params()
     }
 
-    fn init(config: &SiTConfig, seed: u64) -> tinyfusion::core::Result<StateDict> {
-        config.init(seed, &Device::Cpu)
+    fn init(config: &SiTConfig, seed: u64, device: &Device) -> tinyfusion::core::Result<StateDict> {
+        config.init(seed, device)
     }
 
     fn is_fixed(name: &str) -> bool {
@@ -82,8 +82,11 @@ impl Family for Sit {
         weights: &StateDict,
         lora: f64,
         recompute: bool,
+        dtype: DType,
     ) -> tinyfusion::core::Result<SiT> {
-        Ok(SiT::with_lora(config, weights, lora)?.recomputing(recompute))
+        Ok(SiT::with_lora(config, weights, lora)?
+            .recomputing(recompute)
+            .computing_in(dtype))
     }
 
     fn objective(

@@ -7,7 +7,7 @@ mod width;
 pub use config::MarConfig;
 
 use block::{Block, BlockDropout, TokenMlp};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use tinyfusion_core::{
     BlockLayout, BlockStack, Error, Result, Rows, StateDict, TokenDenoiser, TokenQuery,
 };
@@ -40,6 +40,7 @@ pub struct Mar {
     denoiser: TokenMlp,
     recomputing: bool,
     dropping: bool,
+    dtype: DType,
 }
 
 impl Mar {
@@ -88,6 +89,7 @@ impl Mar {
             config: config.clone(),
             recomputing: false,
             dropping: true,
+            dtype: DType::F32,
         })
     }
 
@@ -111,6 +113,13 @@ impl Mar {
         }
     }
 
+    /// The same network, whose tokens are of `dtype` from the embedding to the head, and in the denoiser. What it is asked and
+    /// what it answers stays f32, and so do weights that are trained, whose gradients are.
+    #[must_use]
+    pub fn computing_in(self, dtype: DType) -> Self {
+        Self { dtype, ..self }
+    }
+
     /// The sizes.
     pub fn config(&self) -> &MarConfig {
         &self.config
@@ -119,7 +128,7 @@ impl Mar {
     /// The class embeddings (B, E), the fake latent's where the id is `class_num`.
     fn classes(&self, y: &Tensor) -> Result<Tensor> {
         let table = Tensor::cat(&[&self.class_emb, &self.fake_latent], 0)?; // (classes + 1, E)
-        Ok(table.index_select(y, 0)?)
+        Ok(table.index_select(y, 0)?.to_dtype(self.dtype)?)
     }
 
     /// Checks a question's shapes and sorts its positions.
@@ -143,23 +152,31 @@ impl Mar {
                 seeds.len()
             )));
         }
-        let mask = q.mask.to_dtype(candle_core::DType::F32)?.to_vec2::<f32>()?;
+        let mask = q.mask.to_dtype(DType::F32)?.to_vec2::<f32>()?;
         let seen = |row: &[f32]| -> Vec<u32> {
             let visible = (0u32..).zip(row).filter(|(_, m)| **m == 0.0);
             visible.map(|(i, _)| i).collect()
         };
         let visible: Vec<Vec<u32>> = mask.iter().map(|row| seen(row)).collect();
+        let buffer = self.config.buffer_size;
         let count = visible.first().map_or(0, Vec::len);
         if visible.iter().any(|v| v.len() != count) {
             return Err(Error::usage(
                 "every sample of a batch must hide equally many tokens, or the encoder's lengths differ",
             ));
         }
-        let visible = visible.concat();
+        // Rows of a sample's encoder output, and one behind them for the mask token, unless told otherwise.
+        let mut places = vec![(buffer + count) as u32; b * (buffer + l)];
+        for (places, visible) in places.chunks_exact_mut(buffer + l).zip(&visible) {
+            let seen = (0..buffer).chain(visible.iter().map(|&i| buffer + i as usize));
+            seen.zip(0..).for_each(|(at, row)| places[at] = row);
+        }
+        let (visible, device) = (visible.concat(), q.tokens.device());
         let dropping =
             self.dropping && (self.config.attn_dropout > 0.0 || self.config.proj_dropout > 0.0);
         Ok(MarCond {
-            visible: Tensor::from_vec(visible, (b, count), q.mask.device())?,
+            visible: Tensor::from_vec(visible, (b, count), device)?,
+            places: Tensor::from_vec(places, (b, buffer + l), device)?,
             seeds: q.dropout.clone().filter(|_| dropping),
         })
     }
@@ -170,6 +187,9 @@ impl Mar {
 pub struct MarCond {
     /// Positions of the visible tokens, ascending, (B, V) u32.
     visible: Tensor,
+    /// Where the decoder's tokens come from: a row of the sample's encoder output, or the one behind its last, which stands
+    /// for the mask token; (B, buffer + L) u32.
+    places: Tensor,
     /// Dropout's seeds, one per sample.
     seeds: Option<Vec<u64>>,
 }
@@ -192,6 +212,7 @@ impl Rows for MarCond {
         };
         Ok(Self {
             visible: self.visible.select(index)?,
+            places: self.places.select(index)?,
             seeds,
         })
     }
@@ -216,7 +237,8 @@ impl BlockStack for Mar {
         let v = cond.visible.dim(1)?;
         let e = self.config.encoder_embed_dim;
         let class = self.classes(&q.y)?.unsqueeze(1)?; // (B, 1, E)
-        let positions = self.encoder_pos.narrow(0, 0, buffer)?; // (buffer, E)
+        let all_positions = self.encoder_pos.to_dtype(self.dtype)?; // (buffer + L, E)
+        let positions = all_positions.narrow(0, 0, buffer)?; // (buffer, E)
         let mut h = class.broadcast_add(&positions.unsqueeze(0)?)?; // (B, buffer, E)
         if v > 0 {
             // Only what is seen is embedded.
@@ -224,8 +246,9 @@ impl BlockStack for Mar {
             let rows = Tensor::from_vec(rows, (b, 1), cond.visible.device())?;
             let rows = cond.visible.broadcast_add(&rows)?.flatten_all()?; // (B·V,)
             let tokens = q.tokens.reshape((b * l, c))?.index_select(&rows, 0)?; // (B·V, C)
+            let tokens = tokens.to_dtype(self.dtype)?;
             let places = (cond.visible.flatten_all()? + buffer as f64)?; // (B·V,)
-            let positions = self.encoder_pos.index_select(&places, 0)?; // (B·V, E)
+            let positions = all_positions.index_select(&places, 0)?; // (B·V, E)
             let tokens = (self.z_proj.forward(&tokens)? + positions)?; // (B·V, E)
             h = Tensor::cat(&[h, tokens.reshape((b, v, e))?], 1)?; // (B, buffer + V, E)
         }
@@ -258,34 +281,31 @@ impl BlockStack for Mar {
     fn bridge(&self, _into: usize, h: &Tensor, cond: &MarCond) -> Result<Tensor> {
         let h = self.decoder_embed.forward(&self.encoder_norm.forward(h)?)?; // (B, buffer + V, D)
         let (b, t, d) = h.dims3()?;
-        let (buffer, all) = (
-            self.config.buffer_size,
-            self.config.buffer_size + self.config.seq_len(),
-        );
-        let mut place = vec![(b * t) as u32; b * all]; // the mask token, unless told otherwise
-        let visible = cond.visible.to_vec2::<u32>()?;
-        for (sample, (place, visible)) in place.chunks_exact_mut(all).zip(&visible).enumerate() {
-            let places = (0..buffer).chain(visible.iter().map(|&i| buffer + i as usize));
-            for (row, at) in places.enumerate() {
-                place[at] = (sample * t + row) as u32;
-            }
-        }
-        let place = Tensor::new(place, h.device())?; // (B·(buffer + L),)
-        let rows = Tensor::cat(&[&h.reshape((b * t, d))?, &self.mask_token], 0)?; // (B·(buffer + V) + 1, D)
-        let h = rows.index_select(&place, 0)?.reshape((b, all, d))?; // (B, buffer + L, D)
-        Ok(h.broadcast_add(&self.decoder_pos)?)
+        let mask_token = self.mask_token.to_dtype(self.dtype)?.unsqueeze(0)?; // (1, 1, D)
+        let rows = Tensor::cat(&[&h, &mask_token.broadcast_as((b, 1, d))?], 1)?; // (B, buffer + V + 1, D)
+        let first = (0..b as u32).map(|sample| sample * (t as u32 + 1));
+        let first = Tensor::from_iter(first, h.device())?.unsqueeze(1)?; // (B, 1)
+        let places = cond.places.broadcast_add(&first)?; // (B, buffer + L)
+        let (_, all) = places.dims2()?;
+        let h = rows
+            .reshape((b * (t + 1), d))?
+            .index_select(&places.flatten_all()?, 0)?
+            .reshape((b, all, d))?; // (B, buffer + L, D)
+        Ok(h.broadcast_add(&self.decoder_pos.to_dtype(self.dtype)?)?)
     }
 
     /// z (B, L, D), the conditions of all tokens.
     fn head(&self, h: &Tensor, _cond: &MarCond) -> Result<Tensor> {
         let h = self.decoder_norm.forward(h)?; // (B, buffer + L, D)
         let h = h.narrow(1, self.config.buffer_size, self.config.seq_len())?; // (B, L, D)
-        Ok(h.broadcast_add(&self.diffusion_pos)?)
+        Ok(h.to_dtype(DType::F32)?
+            .broadcast_add(&self.diffusion_pos.to_dtype(DType::F32)?)?)
     }
 }
 
 impl TokenDenoiser for Mar {
     fn denoise_tokens(&self, x: &Tensor, t: &Tensor, z: &Tensor) -> Result<Tensor> {
-        self.denoiser.forward(x, t, z)
+        let (x, z) = (x.to_dtype(self.dtype)?, z.to_dtype(self.dtype)?);
+        Ok(self.denoiser.forward(&x, t, &z)?.to_dtype(DType::F32)?)
     }
 }

@@ -1,4 +1,4 @@
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use tinyfusion_core::{Error, Result, StepRng};
 
 /// The reference clamps the logarithm of the variance to this.
@@ -22,6 +22,11 @@ impl Posterior {
             )));
         }
         Ok(Self { moments })
+    }
+
+    /// The same on a device.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Self::new(self.moments.to_device(device)?)
     }
 
     /// (B, 2·L, h, w) as the encoder gave them.

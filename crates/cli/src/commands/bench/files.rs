@@ -139,7 +139,7 @@ fn touched(tensors: &StateDict) -> Result<f64> {
 }
 
 fn encode(folder: &Path, size: usize) -> Result<Last> {
-    let vae = Vae::load(&folder.join("vae"))?;
+    let vae = Vae::load(&folder.join("vae"), &Device::Cpu)?;
     let batch = Batch::read(folder)?;
     let images = batch.get(&format!("image-{size}"))?; // (1, 3, H, W)
     let mut first = First::of(folder);
@@ -151,7 +151,7 @@ fn encode(folder: &Path, size: usize) -> Result<Last> {
 }
 
 fn decode(folder: &Path, size: usize) -> Result<Last> {
-    let vae = Vae::load(&folder.join("vae"))?;
+    let vae = Vae::load(&folder.join("vae"), &Device::Cpu)?;
     let batch = Batch::read(folder)?;
     let latents = batch.get(&format!("latent-{size}"))?; // (1, 4, H/8, W/8)
     let mut first = First::of(folder);

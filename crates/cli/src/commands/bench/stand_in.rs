@@ -103,7 +103,7 @@ fn write<F: Family>(args: &Args, config: &F::Config) -> Result<()> {
     let process = F::Process::default();
     F::validate(config, &process)?;
     let mut rng = StepRng::new(args.seed, 1, stream::INIT);
-    let weights = everywhere(&F::init(config, args.seed)?, &mut rng)?;
+    let weights = everywhere(&F::init(config, args.seed, &Device::Cpu)?, &mut rng)?;
     let provenance = Provenance::of_command(command_line());
     let model = args.out.join("model");
     if model.exists() {

@@ -73,14 +73,15 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let config = options.distill_config(F::BETA)?;
     config.validate()?;
     warn_of_the_start(&config.fit);
-    let mut model = Model::<F>::load(&args.student)?;
+    let compute = options.fit.compute.open()?;
+    let mut model = Model::<F>::load_on(&args.student, &compute)?;
     if model.classes.is_empty() {
         model.classes = options.data.class_names()?;
     }
     let teacher = options
         .teacher
         .as_deref()
-        .map(Model::<F>::load)
+        .map(|teacher| Model::<F>::load_on(teacher, &compute))
         .transpose()?;
     let wants_features = config
         .knowledge
@@ -129,7 +130,10 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let dir = RunDir::open(&args.out, &settings)?;
     let student = Student {
         weights: std::mem::take(&mut model.weights),
-        build: &|weights| F::network(&model.config, weights, 0.0, options.fit.recompute),
+        build: &|weights| {
+            let recompute = options.fit.recompute;
+            F::network(&model.config, weights, 0.0, recompute, compute.dtype)
+        },
         is_fixed: &F::is_fixed,
     };
     let progress = progress_bar("distill", config.fit.steps);

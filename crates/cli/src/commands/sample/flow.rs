@@ -110,6 +110,7 @@ impl<'a> FlowDrawing<'a> {
         Ok(Self {
             net: Guided {
                 net: model.network()?,
+                device: model.compute.device.clone(),
                 samples: model.samples(),
                 settings,
             },
@@ -213,7 +214,7 @@ impl Drawing for FlowDrawing<'_> {
         on_step: &dyn Fn() -> tinyfusion::core::Result<()>,
     ) -> tinyfusion::core::Result<Tensor> {
         let of = self.net.samples;
-        let mut noise = Noise::of(images);
+        let mut noise = Noise::of(images, &self.net.device);
         let z = noise.normal(of)?; // (B, C, H, W)
         let predict = |x: &Tensor, t: &Tensor| self.net.ask(x, t, &images.classes);
         let on_step = |_: &TimeStep<'_>| on_step();

@@ -48,6 +48,7 @@ impl<'a> GaussianDrawing<'a> {
         Ok(Self {
             net: Guided {
                 net: model.network()?,
+                device: model.compute.device.clone(),
                 samples,
                 settings,
             },
@@ -116,7 +117,7 @@ impl Drawing for GaussianDrawing<'_> {
         on_step: &dyn Fn() -> tinyfusion::core::Result<()>,
     ) -> tinyfusion::core::Result<Tensor> {
         let of = self.net.samples;
-        let mut noise = Noise::of(images);
+        let mut noise = Noise::of(images, &self.net.device);
         let z = noise.normal(of)?; // (B, C, H, W)
         let denoise = |x: &Tensor, t: &Tensor| self.net.ask(x, t, &images.classes);
         let noise = |_: usize| noise.normal(of);

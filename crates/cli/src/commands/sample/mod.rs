@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::Result;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use tinyfusion::checkpoint::require_space;
@@ -32,6 +32,7 @@ pub(crate) use tokens::TokenDrawing;
 use self::classes::Classes;
 use self::parts::Parts;
 use self::share::Share;
+use crate::compute::ComputeOptions;
 use crate::family::{Architecture, Family, Model, Samples, with_family};
 use crate::hub::Inputs;
 use crate::output::{progress_bar, say};
@@ -85,6 +86,8 @@ pub(crate) struct Args {
     pngs: bool,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    compute: ComputeOptions,
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -183,33 +186,38 @@ pub(crate) struct Images {
 }
 
 /// The noise of some images, each from a generator of its own: who its neighbours are does not show.
-struct Noise(Vec<StepRng>);
+struct Noise {
+    rngs: Vec<StepRng>,
+    device: Device,
+}
 
 impl Noise {
-    fn of(images: &Images) -> Self {
+    /// On `device`: drawn on the CPU, so that a seed gives the same noise everywhere.
+    fn of(images: &Images, device: &Device) -> Self {
         let numbers = images.numbers.clone();
-        Self(
-            numbers
-                .map(|i| StepRng::new(images.seed, i as u64, stream::SAMPLE))
-                .collect(),
-        )
+        let rng = |i| StepRng::new(images.seed, i as u64, stream::SAMPLE);
+        Self {
+            rngs: numbers.map(rng).collect(),
+            device: device.clone(),
+        }
     }
 
     /// Standard normal (B, C, H, W).
     fn normal(&mut self, of: Samples) -> tinyfusion::core::Result<Tensor> {
         let shape = (1, of.channels, of.size, of.size);
         let each = self
-            .0
+            .rngs
             .iter_mut()
             .map(|rng| rng.normal(shape, &Device::Cpu))
             .collect::<tinyfusion::core::Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&each, 0)?)
+        Ok(Tensor::cat(&each, 0)?.to_device(&self.device)?)
     }
 }
 
 /// A network that is asked a latent, its time and its class, with guidance.
 struct Guided<'a, N> {
     net: N,
+    device: Device,
     samples: Samples,
     settings: &'a Settings,
 }
@@ -222,7 +230,7 @@ impl<N: BlockStack<Input = LatentQuery>> Guided<'_, N> {
             let query = LatentQuery {
                 x: x.clone(),
                 t: t.clone(),
-                y: Tensor::new(y, &Device::Cpu)?,
+                y: Tensor::new(y, x.device())?,
             };
             Ok(run_plan(&self.net, &query, &plan)?.output)
         };
@@ -312,7 +320,8 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 
 fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let resources = Resources::start();
-    let model = Model::<F>::load(&args.model)?;
+    let compute = args.compute.open()?;
+    let model = Model::<F>::load_on(&args.model, &compute)?;
     let samples = model.samples();
     if args.settings.cfg != 1.0 && !samples.null_class {
         return Err(Error::usage(
@@ -326,7 +335,7 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
                 Error::usage("the model draws images, not latents: leave out --vae").into(),
             );
         }
-        Some(path) => Some(decoder(path, &samples)?.in_tiles(args.vae_tiles)),
+        Some(path) => Some(decoder(path, &samples, &compute.device)?.in_tiles(args.vae_tiles)),
         None => None,
     };
     let pixels = samples.are_pixels || vae.is_some();
@@ -340,6 +349,9 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     };
     let drawing = F::drawing(&model, &args.settings)?;
     let mut settings = args.record(&classes, &numbers, &model.sha256, &*drawing);
+    if compute.dtype != DType::F32 {
+        settings.insert("dtype".into(), compute.dtype.as_str().into());
+    }
     if let Some(vae) = &vae {
         settings.insert("vae_sha256".into(), vae.sha256.clone().into());
         if args.vae_tiles {
@@ -373,7 +385,7 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     };
     let started = Instant::now();
     // Batches side by side, one a core: candle's own operations use one core each.
-    Lanes::new(batches.len())?.run(batches, |numbers| {
+    Lanes::new(compute.lanes(batches.len()))?.run(batches, |numbers| {
         let batch = job.batch(numbers.clone())?;
         parts.save(numbers, &batch)
     })?;
@@ -455,10 +467,11 @@ impl Job<'_> {
         if !counts_steps {
             advance();
         }
+        let on_cpu = |x: Tensor| x.to_device(&Device::Cpu);
         match self.vae {
             Some(vae) => vae.images(&x),
-            None if self.samples.are_pixels => to_uint8(&x),
-            None => Ok(x),
+            None if self.samples.are_pixels => to_uint8(&on_cpu(x)?),
+            None => Ok(on_cpu(x)?),
         }
     }
 }
@@ -475,8 +488,8 @@ fn bytes_of(samples: &Samples, vae: Option<&Vae>) -> u64 {
 }
 
 /// The autoencoder at `path`, if its latents are of the model's kind.
-fn decoder(path: &Path, samples: &Samples) -> Result<Vae> {
-    let vae = Vae::load(path)?;
+fn decoder(path: &Path, samples: &Samples, device: &Device) -> Result<Vae> {
+    let vae = Vae::load(path, device)?;
     let channels = vae.net.config().latent_channels;
     if channels != samples.channels {
         return Err(Error::file(

@@ -49,6 +49,7 @@ impl TokenFlags {
 /// MAR's: token by token, each by a diffusion of its own.
 pub(crate) struct TokenDrawing<'a> {
     net: Mar,
+    device: Device,
     process: GaussianDiffusion,
     config: TokenSampling,
     settings: &'a Settings,
@@ -86,6 +87,7 @@ impl<'a> TokenDrawing<'a> {
         };
         Ok(Self {
             net: model.network()?,
+            device: model.compute.device.clone(),
             process: GaussianDiffusion::new(DiffusionConfig {
                 respacing,
                 ..token_diffusion()
@@ -120,9 +122,9 @@ impl Drawing for TokenDrawing<'_> {
         let config = self.net.config();
         let channels = config.token_embed_dim();
         let numbers = images.numbers.start as u64..images.numbers.end as u64;
-        let mut rng = TokenRng::new(images.seed, numbers, channels, &Device::Cpu);
+        let mut rng = TokenRng::new(images.seed, numbers, channels, &self.device);
         let start = TokenStart {
-            y: Tensor::new(images.classes.as_slice(), &Device::Cpu)?,
+            y: Tensor::new(images.classes.as_slice(), &self.device)?,
             fake: config.class_num as u32,
             orders: rng.orders(config.seq_len()),
             channels,

@@ -71,8 +71,8 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
 
 fn score<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let resources = Resources::start();
-    let model = Model::<F>::load(&args.model)?;
     let options = &args.options;
+    let model = Model::<F>::load_on(&args.model, &options.compute.open()?)?;
     let criterion = criterion::<F::Net, F::Objective>(options);
     let is_learned = criterion.is_none();
     if let Some(criterion) = &criterion {
@@ -177,7 +177,7 @@ fn judge<F: Family>(
         let size = BATCH.min(samples - k * BATCH);
         let mut indices = order.batch_indices(k, BATCH as usize)?;
         indices.truncate(size as usize);
-        source.batch(&indices)
+        source.batch(&indices)?.to_device(&model.compute.device)
     };
     let done = AtomicU64::new(0);
     let mut subject = Subject {
@@ -189,7 +189,9 @@ fn judge<F: Family>(
         batches: &batches,
         batch_count: samples.div_ceil(BATCH),
         seed: options.seed(),
-        lanes: tinyfusion::train::FitConfig::default().lanes,
+        lanes: model
+            .compute
+            .lanes(tinyfusion::train::FitConfig::default().lanes),
         passed: &|| Ok(()),
     };
     let progress = progress_bar(criterion.name(), criterion.passes(&subject));

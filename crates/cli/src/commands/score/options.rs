@@ -10,6 +10,7 @@ use tinyfusion::recover::criteria::{
 };
 
 use crate::commands::learn;
+use crate::compute::ComputeOptions;
 use crate::settings::finite;
 use crate::training_data::{DataOptions, MOST_IMAGES};
 
@@ -80,6 +81,8 @@ pub(super) struct Options {
     /// Which of them by calibration loss: 0 the lowest, 0.5 the median, 1 the highest (random-search only) [default: 0]
     #[arg(long, value_parser = finite)]
     quantile: Option<f64>,
+    #[command(flatten)]
+    pub(super) compute: ComputeOptions,
 }
 
 impl Options {
@@ -170,6 +173,7 @@ impl Options {
             self.pattern.clone(),
             self.data.clone(),
             self.seed,
+            self.compute.clone(),
         )
     }
 }

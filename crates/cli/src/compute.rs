@@ -1,0 +1,215 @@
+//! Where networks run, and in what numbers.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::Result;
+use candle_core::{DType, Device};
+use tinyfusion::core::Error;
+
+use crate::output::note;
+
+/// The flags of every command that runs a network.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct ComputeOptions {
+    /// Where the network runs: auto (a GPU if this build and this machine have one, else the CPU), cpu, cuda, cuda:1, metal
+    /// [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Place>,
+    /// Numbers that it computes in: f32; tf32 (a GPU's products of f32 are rounded to TF32); bf16 (a GPU's blocks are, while
+    /// trained weights, norms, softmax, losses and averages stay f32) [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<Precision>,
+}
+
+/// What `--device` says.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+enum Place {
+    #[default]
+    Auto,
+    Cpu,
+    Cuda(usize),
+    Metal,
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let expected = || "expected auto, cpu, cuda, cuda:N or metal".to_string();
+        match text.split_once(':') {
+            None => match text {
+                "auto" => Ok(Self::Auto),
+                "cpu" => Ok(Self::Cpu),
+                "cuda" => Ok(Self::Cuda(0)),
+                "metal" => Ok(Self::Metal),
+                _ => Err(expected()),
+            },
+            Some(("cuda", number)) => number.parse().map(Self::Cuda).map_err(|_| expected()),
+            Some(_) => Err(expected()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, clap::ValueEnum)]
+enum Precision {
+    #[default]
+    F32,
+    Tf32,
+    Bf16,
+}
+
+/// A device that is there, and the type of a network's blocks on it.
+#[derive(Debug, Clone)]
+pub(crate) struct Compute {
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
+}
+
+impl Compute {
+    /// For what is only read, cut and written.
+    pub(crate) fn on_cpu() -> Self {
+        Self {
+            device: Device::Cpu,
+            dtype: DType::F32,
+        }
+    }
+}
+
+impl Compute {
+    /// How many pieces of work are worth doing side by side, of so many for the CPU's cores: a GPU is full with one.
+    pub(crate) fn lanes(&self, on_cpu: usize) -> usize {
+        if self.device.is_cpu() { on_cpu } else { 1 }
+    }
+}
+
+impl fmt::Display for Compute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = match &self.device {
+            Device::Cpu => "cpu",
+            Device::Cuda(_) => "cuda",
+            Device::Metal(_) => "metal",
+        };
+        write!(f, "{device}, {}", self.dtype.as_str())
+    }
+}
+
+impl ComputeOptions {
+    /// Opens the device that is asked for.
+    pub(crate) fn open(&self) -> Result<Compute> {
+        let device = match self.device.unwrap_or_default() {
+            Place::Cpu => Device::Cpu,
+            Place::Cuda(number) => cuda(number)?,
+            Place::Metal => Device::new_metal(0).map_err(|e| no_device("metal", &e))?,
+            Place::Auto => auto(),
+        };
+        let dtype = match self.dtype.unwrap_or_default() {
+            Precision::F32 => DType::F32,
+            other if device.is_cpu() => {
+                let name = if other == Precision::Bf16 {
+                    "bf16"
+                } else {
+                    "tf32"
+                };
+                return Err(Error::usage(format!(
+                    "--dtype {name} needs a GPU, and the network runs on the CPU, which computes in f32"
+                ))
+                .into());
+            }
+            Precision::Tf32 => {
+                round_products_to_tf32();
+                DType::F32
+            }
+            Precision::Bf16 => DType::BF16,
+        };
+        let found = Compute { device, dtype };
+        tracing::info!("running on {found}");
+        Ok(found)
+    }
+}
+
+fn no_device(name: &str, cause: &candle_core::Error) -> Error {
+    // The first line: behind it candle prints a backtrace.
+    let cause = cause.to_string();
+    let cause = cause.lines().next().unwrap_or_default();
+    Error::usage(format!(
+        "--device {name}: {cause}; --device auto falls back to the CPU"
+    ))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(number: usize) -> Result<Device> {
+    // With a stream of its own: candle's default one waits for all others at every call.
+    Ok(Device::new_cuda_with_stream(number)
+        .map_err(|e| no_device(&format!("cuda:{number}"), &e))?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_: usize) -> Result<Device> {
+    Err(Error::usage(
+        "--device cuda: this program was built without the feature `cuda`; `cargo xtask gpu` builds one with it",
+    )
+    .into())
+}
+
+/// The first GPU, or the CPU and a line that says so where this build could have used one.
+fn auto() -> Device {
+    if cfg!(feature = "cuda") {
+        match cuda(0) {
+            Ok(device) => return device,
+            Err(why) => note(format_args!("no GPU, running on the CPU ({why:#})")),
+        }
+    } else {
+        match Device::new_metal(0) {
+            Ok(device) => return device,
+            Err(_) => tracing::info!("built without a GPU's features: running on the CPU"),
+        }
+    }
+    Device::Cpu
+}
+
+#[cfg(feature = "cuda")]
+fn round_products_to_tf32() {
+    candle_core::cuda::set_gemm_reduced_precision_f32(true);
+}
+
+#[cfg(not(feature = "cuda"))]
+fn round_products_to_tf32() {}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read() {
+        for (text, place) in [
+            ("auto", Place::Auto),
+            ("cpu", Place::Cpu),
+            ("cuda", Place::Cuda(0)),
+            ("cuda:3", Place::Cuda(3)),
+            ("metal", Place::Metal),
+        ] {
+            assert_eq!(text.parse::<Place>().unwrap(), place);
+        }
+        for wrong in ["gpu", "cuda:", "cuda:-1", "metal:1", ""] {
+            assert!(
+                wrong.parse::<Place>().unwrap_err().contains("cuda:N"),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_cpu_computes_in_f32() {
+        let options = |dtype| ComputeOptions {
+            device: Some(Place::Cpu),
+            dtype,
+        };
+        assert_eq!(options(None).open().unwrap().dtype, DType::F32);
+        for dtype in [Precision::Bf16, Precision::Tf32] {
+            let error = options(Some(dtype)).open().unwrap_err().to_string();
+            assert!(error.contains("needs a GPU"), "{error}");
+        }
+    }
+}
