@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use candle_core::Device;
 use serde_json::{Value, json};
 use tinyfusion::checkpoint::write_atomic;
 use tinyfusion::core::Error;
@@ -55,7 +56,7 @@ fn network(folder: &Path) -> Result<()> {
     let images = ImageSet::open(folder.join("images.npz"))?;
     let provenance = Provenance::of(&images, "")?;
     let mut first = First::of(folder, "network");
-    repeat(|| {
+    repeat(&Device::Cpu, || {
         let set = fid::extract(&net, &images, provenance.clone(), &|_| (), &|| false)?;
         let set = set.ok_or(Error::Stopped)?;
         first.keep(|| Ok(json!(set.pool()?.values())))
@@ -70,7 +71,7 @@ fn frechet(folder: &Path) -> Result<()> {
     };
     let (a, b) = (read("a.npz")?, read("b.npz")?);
     let mut first = First::of(folder, "frechet");
-    repeat(|| {
+    repeat(&Device::Cpu, || {
         let [a, b] = [&a, &b].map(|s| Gaussian::from_statistics(&s.pool));
         let found = fid::frechet_distance(&a?, &b?)?;
         first.keep(|| Ok(json!([found.distance])))
@@ -92,7 +93,7 @@ fn precision_recall(folder: &Path) -> Result<()> {
     });
     let (a, b) = (a?, b?);
     let mut first = First::of(folder, "precision-recall");
-    repeat(|| {
+    repeat(&Device::Cpu, || {
         let found = fid::precision_recall(a, b, &PrecisionRecallConfig::default())?;
         first.keep(|| Ok(json!([found.precision, found.recall])))
     })

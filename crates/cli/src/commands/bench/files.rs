@@ -109,7 +109,7 @@ fn load(folder: &Path, name: &str) -> Result<Last> {
     let mut first = First::of(folder);
     // Giving the memory back is not part of loading.
     let mut held = Vec::new();
-    repeat(|| {
+    repeat(&Device::Cpu, || {
         let file = Checkpoint::open(&path)?;
         let loaded = file.load(file.choose(None)?, DTypePolicy::F32, &Device::Cpu)?;
         let sum = touched(&loaded.tensors)?;
@@ -143,7 +143,9 @@ fn encode(folder: &Path, size: usize) -> Result<Last> {
     let batch = Batch::read(folder)?;
     let images = batch.get(&format!("image-{size}"))?; // (1, 3, H, W)
     let mut first = First::of(folder);
-    repeat(|| first.keep(vae.net.encode(images)?.moments()))?; // (1, 8, H/8, W/8)
+    repeat(&Device::Cpu, || {
+        first.keep(vae.net.encode(images)?.moments())
+    })?; // (1, 8, H/8, W/8)
     Ok(Last {
         flops: Some(vae.net.config().encoder_flops(size)),
         ..Last::default()
@@ -155,7 +157,7 @@ fn decode(folder: &Path, size: usize) -> Result<Last> {
     let batch = Batch::read(folder)?;
     let latents = batch.get(&format!("latent-{size}"))?; // (1, 4, H/8, W/8)
     let mut first = First::of(folder);
-    repeat(|| first.keep(&vae.net.decode(latents)?))?; // (1, 3, H, W)
+    repeat(&Device::Cpu, || first.keep(&vae.net.decode(latents)?))?; // (1, 3, H, W)
     Ok(Last {
         flops: Some(vae.net.config().decoder_flops(size)),
         ..Last::default()
@@ -194,7 +196,7 @@ fn batches(args: &Args, source: Arc<dyn Source>) -> Result<Last> {
         .map_err(|e| Error::file(&args.folder, e))?;
     let mut loader = Loader::new(source, 0, args.batch)?;
     let (mut step, mut held) = (0, FilesHeld::of(&folder));
-    repeat(|| {
+    repeat(&Device::Cpu, || {
         for _ in 0..args.batches {
             loader.batch(step)?;
             step += 1;

@@ -2,6 +2,8 @@
 
 mod fid;
 mod files;
+#[cfg(feature = "cuda")]
+mod parity;
 mod prepare;
 mod stand_in;
 mod train;
@@ -13,6 +15,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tinyfusion::core::Error;
+
+use crate::compute::ComputeOptions;
 
 /// Time the work of a model, one repetition at a time.
 ///
@@ -38,7 +42,12 @@ enum What {
     Worker {
         /// Folder of the case
         case: PathBuf,
+        #[command(flatten)]
+        compute: ComputeOptions,
     },
+    /// Compare a GPU with the CPU: every operation, and a network of every family
+    #[cfg(feature = "cuda")]
+    Parity(parity::Args),
     /// Write a model of random weights with data for it, to find out what a command will cost
     StandIn(stand_in::Args),
     /// Repeat a part of `evaluate` on demand
@@ -51,7 +60,7 @@ enum What {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 enum Kind {
-    /// A product of 2048×1152 and 1152×4608: the rate that the rest is measured by
+    /// A product of 2048×1152 and 1152×4608 (on a GPU of 8192×8192 and 8192×8192): the rate that the rest is measured by
     Matmul,
     /// A copy of 256 MiB: the memory's bandwidth
     Copy,
@@ -95,6 +104,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Fid(args) => fid::run(args),
         What::StandIn(args) => stand_in::run(args),
         What::Files(args) => files::run(args),
-        What::Worker { case } => worker::run(case),
+        What::Worker { case, compute } => worker::run(case, &compute.open()?),
+        #[cfg(feature = "cuda")]
+        What::Parity(args) => parity::run(args),
     }
 }

@@ -13,6 +13,7 @@ use tinyfusion::train::{FitConfig, LrSchedule, Progress, RunDir, Stop};
 use super::turns::Turns;
 use super::worker::Batch;
 use super::{Case, Kind};
+use crate::compute::Compute;
 use crate::family::DiTModel;
 use crate::selection_file::read_selection_for;
 
@@ -21,13 +22,13 @@ const ENDLESS: u64 = 1 << 40;
 
 /// Training steps, by the functions that `learn` and `distill` call. The data source is what waits for the next request,
 /// so a repetition is everything from one batch to the next.
-pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
+pub(super) fn run(folder: &Path, case: &Case, compute: &Compute) -> Result<()> {
     let batch = Batch::read(folder)?;
     let clean = LatentBatch {
-        x: batch.get("x")?.clone(),
+        x: batch.get("x")?.to_device(&compute.device)?,
         y: batch.get("y")?.to_dtype(candle_core::DType::U32)?,
     };
-    let mut turns = Turns::new();
+    let mut turns = Turns::new(&compute.device);
     let batches = move |_| match turns.next()? {
         true => Ok(clean.clone()),
         false => Err(Error::Stopped),
@@ -48,7 +49,7 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
     let (stop, progress) = (Stop::default(), Progress::hidden());
     let ended = match case.kind {
         Kind::LearnFull | Kind::LearnLora => {
-            let mut model = DiTModel::load(&folder.join("model"))?;
+            let mut model = DiTModel::load_on(&folder.join("model"), compute)?;
             let config = LearnConfig {
                 delta: if case.kind == Kind::LearnFull {
                     DeltaW::Full
@@ -64,7 +65,9 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
             let teacher = Teacher {
                 weights: std::mem::take(&mut model.weights),
                 is_fixed: &DiTConfig::is_fixed,
-                build: &|weights, scale| DiT::with_lora(&model.config, weights, scale),
+                build: &|weights, scale| {
+                    Ok(DiT::with_lora(&model.config, weights, scale)?.computing_in(compute.dtype))
+                },
             };
             let context = RunContext {
                 dir: &dir,
@@ -75,9 +78,10 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
         }
         _ => {
             let is_kd = case.kind == Kind::MaskedKd;
-            let mut model = DiTModel::load(&folder.join(if is_kd { "student" } else { "model" }))?;
+            let own = folder.join(if is_kd { "student" } else { "model" });
+            let mut model = DiTModel::load_on(&own, compute)?;
             let teacher = if is_kd {
-                Some(DiTModel::load(&folder.join("model"))?)
+                Some(DiTModel::load_on(&folder.join("model"), compute)?)
             } else {
                 None
             };
@@ -105,7 +109,7 @@ pub(super) fn run(folder: &Path, case: &Case) -> Result<()> {
             };
             let student = Student {
                 weights: std::mem::take(&mut model.weights),
-                build: &|weights| DiT::new(&model.config, weights),
+                build: &|weights| Ok(DiT::new(&model.config, weights)?.computing_in(compute.dtype)),
                 is_fixed: &DiTConfig::is_fixed,
             };
             let context = Run {

@@ -2,6 +2,7 @@ use std::io::{BufRead, BufReader, Lines, Stdin, stdin};
 use std::time::Instant;
 
 use anyhow::Result;
+use candle_core::Device;
 use serde_json::json;
 use tinyfusion::core::Error;
 
@@ -12,11 +13,14 @@ pub(super) struct Turns {
     lines: Lines<BufReader<Stdin>>,
     /// When the repetition that is running began.
     begun: Option<Instant>,
+    /// Where the work is done, which has to be waited for.
+    device: Device,
 }
 
 impl Turns {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(device: &Device) -> Self {
         Self {
+            device: device.clone(),
             lines: BufReader::new(stdin()).lines(),
             begun: None,
         }
@@ -24,6 +28,7 @@ impl Turns {
 
     /// Answers for the repetition that has ended and waits for the next request; false at the end of input.
     pub(super) fn next(&mut self) -> tinyfusion::core::Result<bool> {
+        self.device.synchronize()?;
         match self.begun.take() {
             None => say!("{}", json!({ "ready": true }))?,
             Some(begun) => say!("{}", json!({ "seconds": begun.elapsed().as_secs_f64() }))?,
@@ -49,8 +54,8 @@ impl Turns {
 }
 
 /// Repeats `work` on demand.
-pub(super) fn repeat(mut work: impl FnMut() -> Result<()>) -> Result<()> {
-    let mut turns = Turns::new();
+pub(super) fn repeat(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<()> {
+    let mut turns = Turns::new(device);
     while turns.next()? {
         work()?;
     }

@@ -13,43 +13,56 @@ use tinyfusion::nn::{Lanes, ops};
 
 use super::turns::repeat;
 use super::{Case, Kind, train};
+use crate::compute::Compute;
 use crate::family::DiTModel;
 use crate::output::say;
 use crate::resources::peak_rss;
 
-pub(super) fn run(folder: &Path) -> Result<()> {
+pub(super) fn run(folder: &Path, compute: &Compute) -> Result<()> {
     let case = Case::read(folder)?;
     rayon::ThreadPoolBuilder::new()
         .num_threads(case.threads)
         .stack_size(64 << 20)
         .build_global()?;
     match case.kind {
-        Kind::Matmul => matmul()?,
-        Kind::Copy => copy()?,
-        Kind::Forward => forward(folder)?,
-        Kind::Sampling => sampling(folder)?,
+        Kind::Matmul => matmul(compute)?,
+        Kind::Copy => copy(compute)?,
+        Kind::Forward => forward(folder, compute)?,
+        Kind::Sampling => sampling(folder, compute)?,
         Kind::FineTune | Kind::MaskedKd | Kind::LearnFull | Kind::LearnLora => {
-            train::run(folder, &case)?;
+            train::run(folder, &case, compute)?;
         }
     }
     say!("{}", json!({ "peak_rss_bytes": peak_rss() }))?;
     Ok(())
 }
 
-fn matmul() -> Result<()> {
-    let x = Tensor::ones((2048, 1152), DType::F32, &Device::Cpu)?;
-    let w = Tensor::ones((4608, 1152), DType::F32, &Device::Cpu)?;
-    repeat(|| {
+fn matmul(compute: &Compute) -> Result<()> {
+    let Compute { device, dtype } = compute;
+    let (rows, inputs, outputs) = match device {
+        Device::Cpu => (2048, 1152, 4608),
+        _ => (8192, 8192, 8192),
+    };
+    let x = Tensor::ones((rows, inputs), *dtype, device)?;
+    let w = Tensor::ones((outputs, inputs), *dtype, device)?;
+    repeat(device, || {
         ops::linear(&x, &w, None)?;
         Ok(())
     })
 }
 
-fn copy() -> Result<()> {
+fn copy(compute: &Compute) -> Result<()> {
+    if !compute.device.is_cpu() {
+        let from = Tensor::ones(64 << 20, DType::F32, &compute.device)?;
+        return repeat(&compute.device, || {
+            from.copy()?;
+            Ok(())
+        });
+    }
     const PIECE: usize = 1 << 16;
     let from = vec![1f32; 64 << 20];
     let mut to = vec![0f32; from.len()];
-    repeat(|| {
+    repeat(&Device::Cpu, || {
         to.par_chunks_mut(PIECE)
             .zip(from.par_chunks(PIECE))
             .for_each(|(to, from)| to.copy_from_slice(from));
@@ -67,6 +80,11 @@ impl Batch {
             candle_core::safetensors::load(&path, &Device::Cpu)
                 .map_err(|e| Error::file(&path, e))?,
         ))
+    }
+
+    /// A tensor where the work is done.
+    fn on(&self, name: &str, device: &Device) -> Result<Tensor> {
+        Ok(self.get(name)?.to_device(device)?)
     }
 
     pub(super) fn get(&self, name: &str) -> Result<&Tensor> {
@@ -90,6 +108,9 @@ fn ask_side_by_side(
     t: &Tensor,
     y: &[u32],
 ) -> tinyfusion::core::Result<Tensor> {
+    if !x.device().is_cpu() {
+        return ask(net, x, t, y);
+    }
     let (rows, pieces) = (y.len(), rayon::current_num_threads().min(y.len()));
     let ranges = (0..pieces)
         .map(|i| rows * i / pieces..rows * (i + 1) / pieces)
@@ -115,24 +136,28 @@ fn ask(net: &DiT, x: &Tensor, t: &Tensor, y: &[u32]) -> tinyfusion::core::Result
     Ok(run_plan(net, &query, &Plan::full(net.config().depth))?.output)
 }
 
-fn forward(folder: &Path) -> Result<()> {
-    let net = DiTModel::load(&folder.join("model"))?.network()?;
+fn forward(folder: &Path, compute: &Compute) -> Result<()> {
+    let device = &compute.device;
+    let net = DiTModel::load_on(&folder.join("model"), compute)?.network()?;
     let batch = Batch::read(folder)?;
-    let (x, y) = (batch.get("x")?, batch.whole("y")?);
-    let t = batch.get("t")?.to_dtype(DType::F32)?;
+    let (x, y) = (batch.on("x", device)?, batch.whole("y")?);
+    let t = batch.on("t", device)?.to_dtype(DType::F32)?;
     let mut first = First::of(folder);
     let lanes = Lanes::new(rayon::current_num_threads())?;
-    repeat(|| first.keep(&ask_side_by_side(&lanes, &net, x, &t, &y)?))
+    repeat(device, || {
+        first.keep(&ask_side_by_side(&lanes, &net, &x, &t, &y)?)
+    })
 }
 
-fn sampling(folder: &Path) -> Result<()> {
-    let model = DiTModel::load(&folder.join("model"))?;
+fn sampling(folder: &Path, compute: &Compute) -> Result<()> {
+    let device = &compute.device;
+    let model = DiTModel::load_on(&folder.join("model"), compute)?;
     let net = model.network()?;
     let process = GaussianDiffusion::new(model.process.clone())?;
     let batch = Batch::read(folder)?;
-    let (x, noise) = (batch.get("x")?, batch.get("noise")?);
+    let (x, noise) = (batch.on("x", device)?, batch.on("noise", device)?);
     let (t, y) = (batch.whole("t")?, batch.whole("y")?);
-    let times = batch.get("t")?.to_dtype(DType::F32)?;
+    let times = batch.on("t", device)?.to_dtype(DType::F32)?;
     let mut doubled = y.clone();
     doubled.resize(2 * y.len(), model.config.num_classes as u32);
     let guidance = Guidance {
@@ -141,11 +166,11 @@ fn sampling(folder: &Path) -> Result<()> {
     };
     let mut first = First::of(folder);
     let lanes = Lanes::new(rayon::current_num_threads())?;
-    repeat(|| {
-        let output = guidance.guide(x, &times, |x, t| {
+    repeat(device, || {
+        let output = guidance.guide(&x, &times, |x, t| {
             ask_side_by_side(&lanes, &net, x, t, &doubled)
         })?; // (B, 2·C, H, W)
-        let sampled = process.p_sample(&output, x, &t, Clip::Off, Some(noise))?;
+        let sampled = process.p_sample(&output, &x, &t, Clip::Off, Some(&noise))?;
         first.keep(&sampled.sample)
     })
 }
@@ -161,7 +186,8 @@ impl<'a> First<'a> {
     pub(super) fn keep(&mut self, output: &Tensor) -> Result<()> {
         if let Some(folder) = self.0.take() {
             let path = folder.join("ours.safetensors");
-            let tensors = HashMap::from([("output", output.contiguous()?)]);
+            let tensors =
+                HashMap::from([("output", output.to_device(&Device::Cpu)?.contiguous()?)]);
             candle_core::safetensors::save(&tensors, &path).map_err(|e| Error::file(&path, e))?;
         }
         Ok(())
