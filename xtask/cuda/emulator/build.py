@@ -110,7 +110,8 @@ def kernels_of(text: str) -> list[str]:
 
 def host_source(source: pathlib.Path) -> str:
     """The kernel source as C++ that g++ compiles: preprocessed, then what macros cannot express."""
-    text = run(CXX, "-E", *KERNEL, *DEFINES, f"-I{HERE / 'include'}", "-include", "emulator.hpp", "-x", "c++", source)
+    # Without the working directory, which -g would put into the text and so into the digest.
+    text = run(CXX, "-E", "-fno-working-directory", *KERNEL, *DEFINES, f"-I{HERE / 'include'}", "-include", "emulator.hpp", "-x", "c++", source)
     names = kernels_of(text)
     if not names:
         return ""
