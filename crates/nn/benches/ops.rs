@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use divan::Bencher;
 use tinyfusion_core::{StepRng, stream};
 use tinyfusion_nn::ops::{self, LowRank};
-use tinyfusion_nn::update::{AdamW, Parameter, sum_of_squares};
+use tinyfusion_nn::update::{AdamW, Parameter, Scale, sum_of_squares};
 use tinyfusion_nn::{Gradients, recompute};
 
 const B: usize = 2;
@@ -188,7 +188,8 @@ fn adamw_with_average(b: Bencher<'_, '_>) {
         eps: 1e-8,
         weight_decay: 0.01,
     };
-    b.bench_local(|| adamw.step(&at, &grad, 10, 0.5, 0.999).unwrap());
+    let half = Scale::Host(0.5);
+    b.bench_local(|| adamw.step(&at, &grad, 10, &half, 0.999).unwrap());
 }
 
 #[divan::bench]

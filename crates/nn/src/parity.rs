@@ -79,7 +79,7 @@ impl List {
     /// `f` of operands of these shapes, in both types.
     fn add(
         &mut self,
-        name: String,
+        name: &str,
         shapes: &[&[usize]],
         f: impl Fn(&[Tensor]) -> Result<Tensor> + Clone + Send + Sync + 'static,
     ) {
@@ -87,7 +87,7 @@ impl List {
         for dtype in [DType::F32, DType::BF16] {
             let (shapes, f) = (shapes.clone(), f.clone());
             self.0.push(Check {
-                name: name.clone(),
+                name: name.to_string(),
                 dtype,
                 run: Box::new(move |device| {
                     let types = vec![dtype; shapes.len()];
@@ -232,26 +232,26 @@ fn attention(list: &mut List) {
     for e in [32, 64, 72, 128] {
         for (b, t, heads) in [(2, 1, 2), (1, 17, 3), (2, 64, 1), (1, 256, 1)] {
             let name = format!("attention B{b} T{t} H{heads} E{e}");
-            list.add(name, &[&[b, t, 3 * heads * e]], move |x| {
+            list.add(&name, &[&[b, t, 3 * heads * e]], move |x| {
                 ops::attention(&x[0], heads)
             });
         }
     }
     for (b, t, heads, e) in [(2, 100, 2, 5), (1, 70, 3, 20), (1, 33, 1, 130)] {
         let name = format!("attention B{b} T{t} H{heads} E{e}");
-        list.add(name, &[&[b, t, 3 * heads * e]], move |x| {
+        list.add(&name, &[&[b, t, 3 * heads * e]], move |x| {
             ops::attention(&x[0], heads)
         });
     }
     // Scores so far apart that running maxima move.
     list.add(
-        "attention B1 T150 H1 E64, wide scores".into(),
+        "attention B1 T150 H1 E64, wide scores",
         &[&[1, 150, 3 * 64]],
         |x| ops::attention(&(&x[0] * 4.0)?, 1),
     );
     for (b, t, heads, e) in [(2, 33, 2, 24), (1, 90, 2, 72)] {
         let name = format!("attention B{b} T{t} H{heads} E{e}, dropped");
-        list.add(name, &[&[b, t, 3 * heads * e]], move |x| {
+        list.add(&name, &[&[b, t, 3 * heads * e]], move |x| {
             ops::attention_dropped(&x[0], heads, &dropout_of(b)?)
         });
     }
@@ -267,24 +267,24 @@ fn norms(list: &mut List) {
     ] {
         let sizes = format!("B{b} T{t} D{d}");
         list.add(
-            format!("layer norm, modulated {sizes}"),
+            &format!("layer norm, modulated {sizes}"),
             &[&[b, t, d], &[b, 6 * d]],
             |x| ops::layer_norm_modulate(&x[0], &x[1], 3, 4, 1e-6),
         );
         list.add(
-            format!("layer norm {sizes}"),
+            &format!("layer norm {sizes}"),
             &[&[b, t, d], &[d], &[d]],
             |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-6),
         );
         list.add(
-            format!("gated residual {sizes}"),
+            &format!("gated residual {sizes}"),
             &[&[b, t, d], &[b, t, d], &[b, 6 * d]],
             |x| ops::gated_residual(&x[0], &x[1], &x[2], 5),
         );
     }
     for (n, d) in [(1, 8), (5, 17), (300, 64), (3, 1152)] {
         list.add(
-            format!("modulate N{n} D{d}"),
+            &format!("modulate N{n} D{d}"),
             &[&[n, d], &[n, 3 * d]],
             |x| ops::modulate(&x[0], &x[1], 2, 0),
         );
@@ -292,14 +292,10 @@ fn norms(list: &mut List) {
 }
 
 fn elementwise(list: &mut List) {
-    list.add("GELU-tanh".into(), &[&[3000]], |x| {
-        ops::gelu_tanh(&(&x[0] * 3.0)?)
-    });
-    list.add("GELU-erf".into(), &[&[3000]], |x| {
-        ops::gelu_erf(&(&x[0] * 3.0)?)
-    });
-    list.add("SiLU".into(), &[&[7, 33]], |x| ops::silu(&(&x[0] * 3.0)?));
-    list.add("dropout B3 5·17".into(), &[&[3, 5, 17]], |x| {
+    list.add("GELU-tanh", &[&[3000]], |x| ops::gelu_tanh(&(&x[0] * 3.0)?));
+    list.add("GELU-erf", &[&[3000]], |x| ops::gelu_erf(&(&x[0] * 3.0)?));
+    list.add("SiLU", &[&[7, 33]], |x| ops::silu(&(&x[0] * 3.0)?));
+    list.add("dropout B3 5·17", &[&[3, 5, 17]], |x| {
         ops::dropout(&x[0], &dropout_of(3)?)
     });
 }
@@ -308,29 +304,29 @@ fn linear(list: &mut List) {
     for (rows, i, o) in [(1, 1, 1), (5, 17, 33), (130, 64, 192), (3, 1152, 72)] {
         let sizes = format!("R{rows} I{i} O{o}");
         list.add(
-            format!("linear {sizes}"),
+            &format!("linear {sizes}"),
             &[&[rows, i], &[o, i], &[o]],
             |x| ops::linear(&x[0], &x[1], Some(&x[2])),
         );
         list.add(
-            format!("linear without bias {sizes}"),
+            &format!("linear without bias {sizes}"),
             &[&[2, rows, i], &[o, i]],
             |x| ops::linear(&x[0], &x[1], None),
         );
         list.add(
-            format!("linear, GELU-tanh {sizes}"),
+            &format!("linear, GELU-tanh {sizes}"),
             &[&[rows, i], &[o, i], &[o]],
             |x| ops::linear_gelu(&x[0], &x[1], &x[2]),
         );
         list.add(
-            format!("linear, GELU-erf {sizes}"),
+            &format!("linear, GELU-erf {sizes}"),
             &[&[rows, i], &[o, i], &[o]],
             |x| ops::linear_gelu_erf(&x[0], &x[1], &x[2]),
         );
     }
     let (rows, i, o, r) = (9, 24, 40, 3);
     list.add(
-        format!("low-rank linear, GELU-tanh R{rows} I{i} O{o} r{r}"),
+        &format!("low-rank linear, GELU-tanh R{rows} I{i} O{o} r{r}"),
         &[&[2, rows, i], &[r, i], &[o, r]],
         move |x| {
             // W and its bias are frozen under a low-rank update.
