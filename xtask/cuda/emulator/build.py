@@ -136,6 +136,17 @@ def build_kernels(library: pathlib.Path, source: pathlib.Path, out: pathlib.Path
         made(library, digest)
 
 
+def build_all(kernels: dict[pathlib.Path, pathlib.Path], out: pathlib.Path, flags: list[str] = KERNEL) -> None:
+    """One folder's libraries; any other in it is of a source that is gone."""
+    folder = next(iter(kernels)).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
+        list(workers.map(lambda item: build_kernels(*item, out, flags), kernels.items()))
+    for library in folder.glob("*.so"):
+        if library not in kernels:
+            library.unlink()
+
+
 def sources() -> dict[str, pathlib.Path]:
     metadata = json.loads(run("cargo", "metadata", "--format-version", "1", "--all-features", "--manifest-path", ROOT / "Cargo.toml"))
     folders = {"candle": pathlib.Path(package["manifest_path"]).parent / "src"
@@ -164,8 +175,7 @@ RACING = {"without_barrier": True, "shuffle_for_order": True, "without_race": Fa
 
 def test(out: pathlib.Path) -> None:
     folder = out / "selftest"
-    (folder / "kernels").mkdir(parents=True, exist_ok=True)
-    build_kernels(folder / "kernels/selftest.so", HERE / "tests/kernels.cu", out)
+    build_all({folder / "kernels/selftest.so": HERE / "tests/kernels.cu"}, out)
     program = folder / "selftest"
     run(CXX, "-std=c++17", "-O1", "-Wall", "-Werror", "-isystem", cuda_include(), HERE / "tests/selftest.cpp", f"-L{out}",
         "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", program)
@@ -200,9 +210,7 @@ def test(out: pathlib.Path) -> None:
 
 def build_races(out: pathlib.Path, kernels: dict[pathlib.Path, pathlib.Path]) -> dict[str, str]:
     """The kernels, compiled for ThreadSanitizer; and the environment that makes a program look for races."""
-    for library, source in kernels.items():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        build_kernels(library, source, out, KERNEL + ["-O1", "-fsanitize=thread", "-Wno-tsan"])
+    build_all(kernels, out, KERNEL + ["-O1", "-fsanitize=thread", "-Wno-tsan"])
     return {
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(out), os.environ.get("LD_LIBRARY_PATH")])),
         "CUDA_EMULATOR_KERNELS": str(next(iter(kernels)).parent),
@@ -220,15 +228,11 @@ def main() -> None:
     parser.add_argument("out", nargs="?", type=pathlib.Path, default=ROOT / "target/cuda/emulator")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    (out / "kernels").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name, files in LIBRARIES.items():
         build_library(name, files, out)
     wanted = {out / "kernels" / f"{name}.so": source for name, source in sources().items()}
-    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
-        list(workers.map(lambda item: build_kernels(*item, out), wanted.items()))
-    for library in (out / "kernels").glob("*.so"):
-        if library not in wanted:
-            library.unlink()  # its source is gone
+    build_all(wanted, out)
     if arguments.test:
         test(out)
     if arguments.races:
