@@ -17,7 +17,6 @@
 #include <cstdarg>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 namespace emulator {
@@ -76,6 +75,8 @@ private:
     void threads_of_fiber();
     void thread_ended();
     bool choose();
+    void begin_sweep();
+    unsigned random(unsigned count);
     bool release_barrier();
     void complete_collective(unsigned warp, const Waiting &waiting);
     void sleep();
@@ -91,7 +92,8 @@ private:
     Warp warps_[max_warps];
     unsigned thread_count_ = 0, warp_count_ = 0, alive_ = 0, at_barrier_ = 0;
     unsigned current_ = 0, current_warp_ = 0;
-    bool in_kernel_ = false, block_failed_ = false;
+    unsigned first_warp_ = 0;  // where choose() begins, in random order
+    bool block_failed_ = false;
     Fiber *fiber_ = nullptr;      // the one that runs
     void *main_stack_ = nullptr;  // run_block's, while fibers run
     std::vector<std::unique_ptr<Fiber>> fibers_;
@@ -109,13 +111,25 @@ Engine &engine() {
     return *mine;
 }
 
+// The calling thread's engine while it is inside of a kernel. A signal handler asks, which must not make one.
+__thread Engine *inside = nullptr;
+
 unsigned lowest_lanes(unsigned count) { return count >= 32 ? 0xffffffffu : (1u << count) - 1; }
+
+// Below `count`; xorshift64.
+unsigned Engine::random(unsigned count) {
+    random_ ^= random_ << 13;
+    random_ ^= random_ >> 7;
+    random_ ^= random_ << 17;
+    return unsigned(random_ % count);
+}
 
 // The thread to run next becomes the current one; false when the block has ended.
 bool Engine::choose() {
     for (;;) {
         while (current_warp_ < warp_count_) {
-            unsigned warp = order_ == Order::reverse ? warp_count_ - 1 - current_warp_ : current_warp_;
+            unsigned warp = (current_warp_ + first_warp_) % warp_count_;
+            if (order_ == Order::reverse) warp = warp_count_ - 1 - current_warp_;
             unsigned ready = warps_[warp].ready;
             if (!ready) {
                 current_warp_++;
@@ -124,8 +138,7 @@ bool Engine::choose() {
             unsigned lane = __builtin_ctz(ready);
             if (order_ == Order::reverse) lane = 31 - __builtin_clz(ready);
             if (order_ == Order::random) {
-                random_ ^= random_ << 13, random_ ^= random_ >> 7, random_ ^= random_ << 17;
-                for (unsigned skip = random_ % __builtin_popcount(ready); skip > 0; skip--) ready &= ready - 1;
+                for (unsigned skip = random(__builtin_popcount(ready)); skip > 0; skip--) ready &= ready - 1;
                 lane = __builtin_ctz(ready);
             }
             warps_[warp].ready &= ~(1u << lane);
@@ -135,8 +148,13 @@ bool Engine::choose() {
             return true;
         }
         if (alive_ == 0 || !release_barrier()) return false;
-        current_warp_ = 0;
+        begin_sweep();
     }
+}
+
+void Engine::begin_sweep() {
+    current_warp_ = 0;
+    if (order_ == Order::random) first_warp_ = random(warp_count_);
 }
 
 // All threads stand at one barrier: lets them go. Otherwise nothing can go on any more.
@@ -306,17 +324,18 @@ void Engine::run_block(uint64_t index) {
         warps_[warp] = {lanes, 0, 0, lanes};
     }
     alive_ = thread_count_;
-    at_barrier_ = current_warp_ = 0;
+    at_barrier_ = 0;
     block_failed_ = false;
+    begin_sweep();
     memory_.begin_block(launch_->dynamic_shared_memory);
 
     if (races_) order_block();
     choose();
     fiber_ = spare_fiber();
-    in_kernel_ = true;
+    inside = this;
     races::enter(fiber_->context);
     emulator_switch_stack(&main_stack_, fiber_->stack);
-    in_kernel_ = false;
+    inside = nullptr;
     if (races_) order_block();
 
     if (!block_failed_) {
@@ -361,7 +380,6 @@ void Engine::fail(const char *message) {
 }
 
 std::string Engine::where() const {
-    if (!in_kernel_) return "";
     char text[256];
     const Running &at = running;
     snprintf(text, sizeof text, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u)", launch_->kernel->name, at.block.x,
@@ -397,11 +415,11 @@ void fail(const char *format, ...) {
     engine().fail(message);
 }
 
-std::string where() { return engine().where(); }
+std::string where() { return inside ? inside->where() : ""; }
 
 bool run_on_this_thread(Launch &launch) { return engine().run_blocks(launch); }
 
-bool stack_overflow(uintptr_t address) { return engine().stack_overflow(address); }
+bool stack_overflow(uintptr_t address) { return inside && inside->stack_overflow(address); }
 
 }  // namespace emulator
 
