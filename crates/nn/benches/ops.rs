@@ -188,11 +188,8 @@ fn adamw_with_average(b: Bencher<'_, '_>) {
         eps: 1e-8,
         weight_decay: 0.01,
     };
-    b.bench_local(|| {
-        adamw
-            .step(&at, &grad, 10, &Scale::Host(0.5), 0.999)
-            .unwrap()
-    });
+    let half = Scale::Host(0.5);
+    b.bench_local(|| adamw.step(&at, &grad, 10, &half, 0.999).unwrap());
 }
 
 #[divan::bench]

@@ -18,6 +18,35 @@ template <typename T> __device__ __forceinline__ T from_float(float x);
 template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
 template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16(x); }
 
+/// W neighbouring values, read and written at once. A thread that has one value of two bytes on its way leaves most of the
+/// memory's bandwidth unused; kernels over large tensors take 16 bytes where sizes and addresses allow.
+template <typename T, int W> struct alignas(sizeof(T) * W) Pack {
+    T values[W];
+};
+
+template <int W, typename T> __device__ __forceinline__ Pack<T, W> read(const T *from) {
+    return *(const Pack<T, W> *)from;
+}
+
+template <int W, typename T> __device__ __forceinline__ void write(T *to, const Pack<T, W> &pack) {
+    *(Pack<T, W> *)to = pack;
+}
+
+/// Values in 16 bytes.
+template <typename T> constexpr int WIDE = 16 / sizeof(T);
+
+/// Whether all of these stand at multiples of 16 bytes (null does).
+template <typename... P> __device__ __forceinline__ bool aligned(const P *...pointers) {
+    return (... | (uintptr_t)pointers) % 16 == 0;
+}
+
+/// Calls f<WIDE<T>>(…) if `wide`, else f<1>(…).
+#define WIDE_IF(wide, T, f, ...)                                                                                       \
+    if (wide)                                                                                                          \
+        f<WIDE<T>>(__VA_ARGS__);                                                                                       \
+    else                                                                                                               \
+        f<1>(__VA_ARGS__)
+
 /// Σ over the lanes of a warp, the same in each.
 __device__ __forceinline__ float warp_sum(float x) {
     for (int apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);

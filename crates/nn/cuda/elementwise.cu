@@ -41,68 +41,97 @@ __device__ __forceinline__ float slope(uint32_t kind, float x) {
 }
 
 // y = act(x).
-template <typename T> __device__ void activate(const T *x, T *y, uint32_t kind, size_t n) {
-    for (size_t i = grid_thread(); i < n; i += grid_threads()) y[i] = from_float<T>(act(kind, to_float(x[i])));
+template <int W, typename T> __device__ void activate(const T *x, T *y, uint32_t kind, size_t n) {
+    for (size_t i = grid_thread() * W; i < n; i += grid_threads() * W) {
+        Pack<T, W> pack = read<W>(x + i);
+        for (T &value : pack.values) value = from_float<T>(act(kind, to_float(value)));
+        write(y + i, pack);
+    }
 }
 
 // dx = dy·act′(x).
-template <typename T> __device__ void activate_backward(const T *x, const T *dy, T *dx, uint32_t kind, size_t n) {
-    for (size_t i = grid_thread(); i < n; i += grid_threads())
-        dx[i] = from_float<T>(to_float(dy[i]) * slope(kind, to_float(x[i])));
+template <int W, typename T>
+__device__ void activate_backward(const T *x, const T *dy, T *dx, uint32_t kind, size_t n) {
+    for (size_t i = grid_thread() * W; i < n; i += grid_threads() * W) {
+        Pack<T, W> at = read<W>(x + i), g = read<W>(dy + i);
+        for (int w = 0; w < W; w++)
+            g.values[w] = from_float<T>(to_float(g.values[w]) * slope(kind, to_float(at.values[w])));
+        write(dx + i, g);
+    }
 }
 
-/// Calls f(row, column) for every value of a matrix: threads keep their column, blocks stride over the rows. Indices of
-/// one running number would cost a division per value, which takes longer than the memory does.
-template <typename F> __device__ __forceinline__ void over(uint32_t rows, uint32_t d, F f) {
-    uint32_t column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= d) return;
-    for (uint32_t row = blockIdx.y; row < rows; row += gridDim.y) f(row, column);
+/// Calls f(row, column) for every W neighbouring values of a matrix. Threads keep to their columns: the index of a running
+/// number would cost a division per value, which takes longer than the memory does.
+template <int W, typename F> __device__ __forceinline__ void over(uint32_t rows, uint32_t d, F f) {
+    for (uint32_t column = (blockIdx.x * blockDim.x + threadIdx.x) * W; column < d; column += gridDim.x * blockDim.x * W)
+        for (uint32_t row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y)
+            f(row, column);
 }
 
 // y (rows, d) += bias (d,), in place; and out = act(y), of the rounded y so that backward sees what forward saw.
-template <typename T> __device__ void bias_act(T *y, const T *bias, T *out, uint32_t kind, uint32_t rows, uint32_t d) {
-    over(rows, d, [=](uint32_t row, uint32_t column) {
+template <int W, typename T>
+__device__ void bias_act(T *y, const T *bias, T *out, uint32_t kind, uint32_t rows, uint32_t d) {
+    over<W>(rows, d, [=](uint32_t row, uint32_t column) {
         size_t i = (size_t)row * d + column;
-        T pre = from_float<T>(to_float(y[i]) + to_float(bias[column]));
-        y[i] = pre;
-        if (out) out[i] = from_float<T>(act(kind, to_float(pre)));
+        Pack<T, W> pre = read<W>(y + i), b = read<W>(bias + column);
+        for (int w = 0; w < W; w++) pre.values[w] = from_float<T>(to_float(pre.values[w]) + to_float(b.values[w]));
+        write(y + i, pre);
+        if (!out) return;
+        for (T &value : pre.values) value = from_float<T>(act(kind, to_float(value)));
+        write(out + i, pre);
     });
 }
 
 // y (rows, d) = x·(1 + scale) + shift, with both in row `row` of m (rows, width).
-template <typename T>
+template <int W, typename T>
 __device__ void modulate(const T *x, const T *m, T *y, uint32_t rows, uint32_t d, uint32_t width, uint32_t shift,
                          uint32_t scale) {
-    over(rows, d, [=](uint32_t row, uint32_t column) {
+    over<W>(rows, d, [=](uint32_t row, uint32_t column) {
         size_t i = (size_t)row * d + column;
         const T *own = m + (size_t)row * width + column;
-        y[i] = from_float<T>(to_float(x[i]) * (1.0f + to_float(own[scale])) + to_float(own[shift]));
+        Pack<T, W> pack = read<W>(x + i), times = read<W>(own + scale), plus = read<W>(own + shift);
+        for (int w = 0; w < W; w++)
+            pack.values[w] = from_float<T>(to_float(pack.values[w]) * (1.0f + to_float(times.values[w])) +
+                                           to_float(plus.values[w]));
+        write(y + i, pack);
     });
 }
 
 // dx = dy·(1 + scale), dshift = dy, dscale = dy·x; dm was zeroed. Either of dx and dm may be null.
-template <typename T>
+template <int W, typename T>
 __device__ void modulate_backward(const T *dy, const T *x, const T *m, T *dx, T *dm, uint32_t rows, uint32_t d,
                                   uint32_t width, uint32_t shift, uint32_t scale) {
-    over(rows, d, [=](uint32_t row, uint32_t column) {
+    over<W>(rows, d, [=](uint32_t row, uint32_t column) {
         size_t i = (size_t)row * d + column, own = (size_t)row * width + column;
-        float g = to_float(dy[i]);
-        if (dx) dx[i] = from_float<T>(g * (1.0f + to_float(m[own + scale])));
+        Pack<T, W> g = read<W>(dy + i), result;
+        if (dx) {
+            Pack<T, W> times = read<W>(m + own + scale);
+            for (int w = 0; w < W; w++)
+                result.values[w] = from_float<T>(to_float(g.values[w]) * (1.0f + to_float(times.values[w])));
+            write(dx + i, result);
+        }
         if (dm) {
-            dm[own + shift] = dy[i];
-            dm[own + scale] = from_float<T>(g * to_float(x[i]));
+            Pack<T, W> at = read<W>(x + i);
+            for (int w = 0; w < W; w++) result.values[w] = from_float<T>(to_float(g.values[w]) * to_float(at.values[w]));
+            write(dm + own + shift, g);
+            write(dm + own + scale, result);
         }
     });
 }
 
 // out = x + gate·y, or gate·y where x is null; `t` rows share a gate, at `gate` in rows of `width`.
-template <typename T>
+template <int W, typename T>
 __device__ void gated(const T *x, const T *y, const T *m, T *out, uint32_t rows, uint32_t t, uint32_t d,
                       uint32_t width, uint32_t gate) {
-    over(rows, d, [=](uint32_t row, uint32_t column) {
+    over<W>(rows, d, [=](uint32_t row, uint32_t column) {
         size_t i = (size_t)row * d + column;
-        float through = to_float(m[(size_t)(row / t) * width + gate + column]) * to_float(y[i]);
-        out[i] = from_float<T>(x ? to_float(x[i]) + through : through);
+        Pack<T, W> pack = read<W>(y + i), by = read<W>(m + (size_t)(row / t) * width + gate + column), plus;
+        if (x) plus = read<W>(x + i);
+        for (int w = 0; w < W; w++) {
+            float through = to_float(by.values[w]) * to_float(pack.values[w]);
+            pack.values[w] = from_float<T>(x ? to_float(plus.values[w]) + through : through);
+        }
+        write(out + i, pack);
     });
 }
 
@@ -114,27 +143,30 @@ template <typename T> __device__ void drop_out(const T *x, T *y, size_t n, size_
 
 #define EXPORT(T, suffix)                                                                                              \
     extern "C" __global__ void activate_##suffix(const T *x, T *y, uint32_t kind, size_t n) {                          \
-        activate(x, y, kind, n);                                                                                       \
+        WIDE_IF(aligned(x, y) && n % WIDE<T> == 0, T, activate, x, y, kind, n);                                        \
     }                                                                                                                  \
     extern "C" __global__ void activate_backward_##suffix(const T *x, const T *dy, T *dx, uint32_t kind, size_t n) {   \
-        activate_backward(x, dy, dx, kind, n);                                                                         \
+        WIDE_IF(aligned(x, dy, dx) && n % WIDE<T> == 0, T, activate_backward, x, dy, dx, kind, n);                     \
     }                                                                                                                  \
     extern "C" __global__ void bias_act_##suffix(T *y, const T *bias, T *out, uint32_t kind, uint32_t rows,            \
                                                  uint32_t d) {                                                         \
-        bias_act(y, bias, out, kind, rows, d);                                                                         \
+        WIDE_IF(aligned(y, bias, out) && d % WIDE<T> == 0, T, bias_act, y, bias, out, kind, rows, d);                  \
     }                                                                                                                  \
     extern "C" __global__ void modulate_##suffix(const T *x, const T *m, T *y, uint32_t rows, uint32_t d,              \
                                                  uint32_t width, uint32_t shift, uint32_t scale) {                     \
-        modulate(x, m, y, rows, d, width, shift, scale);                                                               \
+        bool wide = aligned(x, m, y) && (d | width | shift | scale) % WIDE<T> == 0;                                    \
+        WIDE_IF(wide, T, modulate, x, m, y, rows, d, width, shift, scale);                                             \
     }                                                                                                                  \
     extern "C" __global__ void modulate_backward_##suffix(const T *dy, const T *x, const T *m, T *dx, T *dm,           \
                                                           uint32_t rows, uint32_t d, uint32_t width, uint32_t shift,   \
                                                           uint32_t scale) {                                            \
-        modulate_backward(dy, x, m, dx, dm, rows, d, width, shift, scale);                                             \
+        bool wide = aligned(dy, x, m, dx, dm) && (d | width | shift | scale) % WIDE<T> == 0;                           \
+        WIDE_IF(wide, T, modulate_backward, dy, x, m, dx, dm, rows, d, width, shift, scale);                           \
     }                                                                                                                  \
-    extern "C" __global__ void gated_##suffix(const T *x, const T *y, const T *m, T *out, uint32_t rows,               \
-                                              uint32_t t, uint32_t d, uint32_t width, uint32_t gate) {                 \
-        gated(x, y, m, out, rows, t, d, width, gate);                                                                  \
+    extern "C" __global__ void gated_##suffix(const T *x, const T *y, const T *m, T *out, uint32_t rows, uint32_t t,   \
+                                              uint32_t d, uint32_t width, uint32_t gate) {                             \
+        bool wide = aligned(x, y, m, out) && (d | width | gate) % WIDE<T> == 0;                                        \
+        WIDE_IF(wide, T, gated, x, y, m, out, rows, t, d, width, gate);                                                \
     }                                                                                                                  \
     extern "C" __global__ void dropout_##suffix(const T *x, T *y, size_t n, size_t sample, const uint64_t *keys,       \
                                                 uint32_t threshold, float scale) {                                     \

@@ -78,10 +78,12 @@ fn operands_may_be_views() {
         let all = Tensor::from_vec(values.clone(), (2, 6, 30), device).unwrap();
         let part = all.narrow(0, 1, 1).unwrap(); // begins in the middle
         let turned = all.transpose(0, 1).unwrap(); // (6, 2, 30)
+        let odd = all.flatten_all().unwrap().narrow(0, 1, 64).unwrap(); // not at 16 bytes
         let outs = [
             ops::attention(&part, 2).unwrap(),
             ops::attention(&turned, 2).unwrap(),
             ops::gelu_tanh(&turned).unwrap(),
+            ops::gelu_tanh(&odd).unwrap(),
             ops::layer_norm_modulate(
                 &turned,
                 &turned

@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Build the CUDA emulator: build.py [--test] [DIR]    (DIR: target/cuda/emulator)
+"""Build the CUDA emulator: build.py [DIR] [--test] [--races PROGRAM ARGUMENT...]
 
-Makes DIR/libcuda.so.1, libcublas.so.13 and libcurand.so.10, and in DIR/kernels one shared library for
+Makes DIR (target/cuda/emulator)/libcuda.so.1, libcublas.so.13 and libcurand.so.10, and in DIR/kernels one shared library for
 each kernel source of candle and of this workspace. Only what has changed is made again. Prints the line
 that makes a program built with `--features cuda` use it:
 
     eval "$(xtask/cuda/emulator/build.py)"
 
---test also builds the emulator's own test and runs it.
+--test also builds the emulator's own test and runs it. --races runs a program so that data races between the
+threads of a block are reported (README.md).
 
 Needs g++, cargo (to find candle's sources) and CUDA's cuda.h: $CUDA_HOME, as xtask/cuda/toolkit.sh sets it.
 """
+import argparse
 import concurrent.futures
 import hashlib
 import json
@@ -29,7 +31,7 @@ KERNEL = COMMON + ["-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-ignored
 # What the sources may ask of the compiler: nvcc 13.0 for sm_90.
 DEFINES = ["-D__CUDA_ARCH__=900", "-D__CUDACC_VER_MAJOR__=13", "-D__CUDACC_VER_MINOR__=0"]
 LIBRARIES = {
-    "libcuda.so.1": ["engine", "modules", "memory", "pool", "faults", "statistics", "launch", "driver", "driver_memory"],
+    "libcuda.so.1": ["engine", "races", "modules", "memory", "pool", "faults", "statistics", "launch", "driver", "driver_memory"],
     "libcublas.so.13": ["cublas", "gemm"],
     "libcurand.so.10": ["curand"],
 }
@@ -110,10 +112,9 @@ def kernels_of(text: str) -> list[str]:
 
 def host_source(source: pathlib.Path) -> str:
     """The kernel source as C++ that g++ compiles: preprocessed, then what macros cannot express."""
-    text = run(CXX, "-E", *KERNEL, *DEFINES, f"-I{HERE / 'include'}", "-include", "emulator.hpp", "-x", "c++", source)
+    # Without the working directory, which -g would put into the text and so into the digest.
+    text = run(CXX, "-E", "-fno-working-directory", *KERNEL, *DEFINES, f"-I{HERE / 'include'}", "-include", "emulator.hpp", "-x", "c++", source)
     names = kernels_of(text)
-    if not names:
-        return ""
     text = DYNAMIC.sub(r"\1 *const \2 = static_cast<\1 *>(::emulator::dynamic_shared_memory());", text)
     text = STATIC.sub(static_shared, text)
     if "__shared__" in text:
@@ -125,18 +126,25 @@ def host_source(source: pathlib.Path) -> str:
     return f"{text}\n{registrations}\n"
 
 
-def build_kernels(library: pathlib.Path, source: pathlib.Path, out: pathlib.Path) -> pathlib.Path | None:
-    """The library, or None if the source has no kernels."""
+def build_kernels(library: pathlib.Path, source: pathlib.Path, out: pathlib.Path, flags: list[str] = KERNEL) -> None:
     text = host_source(source)
-    if not text:
-        return None
-    digest = changed(library, text, *KERNEL)
+    digest = changed(library, text, *flags)
     if digest:
         generated = library.with_suffix(".ii")  # g++ takes this suffix for C++ that is preprocessed
         generated.write_text(text)
-        run(CXX, *KERNEL, "-shared", "-Wl,-z,defs", generated, f"-L{out}", "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", library)
+        run(CXX, *flags, "-shared", "-Wl,-z,defs", generated, f"-L{out}", "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", library)
         made(library, digest)
-    return library
+
+
+def build_all(kernels: dict[pathlib.Path, pathlib.Path], out: pathlib.Path, flags: list[str] = KERNEL) -> None:
+    """One folder's libraries; any other in it is of a source that is gone."""
+    folder = next(iter(kernels)).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
+        list(workers.map(lambda item: build_kernels(*item, out, flags), kernels.items()))
+    for library in folder.glob("*.so"):
+        if library not in kernels:
+            library.unlink()
 
 
 def sources() -> dict[str, pathlib.Path]:
@@ -161,12 +169,13 @@ FAILING = {
     "past_the_end": "wrote past the end of an allocation of 256 bytes",
     "released_pointer": "argument 2, the pointer",
 }
+# Kernels that ThreadSanitizer must report, or must not.
+RACING = {"without_barrier": True, "shuffle_for_order": True, "without_race": False}
 
 
 def test(out: pathlib.Path) -> None:
     folder = out / "selftest"
-    (folder / "kernels").mkdir(parents=True, exist_ok=True)
-    build_kernels(folder / "kernels/selftest.so", HERE / "tests/kernels.cu", out)
+    build_all({folder / "kernels/selftest.so": HERE / "tests/kernels.cu"}, out)
     program = folder / "selftest"
     run(CXX, "-std=c++17", "-O1", "-Wall", "-Werror", "-isystem", cuda_include(), HERE / "tests/selftest.cpp", f"-L{out}",
         "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", program)
@@ -187,29 +196,48 @@ def test(out: pathlib.Path) -> None:
         if not good:
             print(done.stdout + done.stderr, file=sys.stderr)
         failed |= not good
+    races = environment | build_races(out, {folder / "races/selftest.so": HERE / "tests/kernels.cu"})
+    for name, racing in RACING.items():
+        done = subprocess.run([program, name], env=races, capture_output=True, text=True)
+        good = ("data race" in done.stderr) == racing and (done.returncode != 0) == racing
+        print(f"{'ok  ' if good else 'FAIL'} {name}: {'a race' if racing else 'no race'} is reported", file=sys.stderr)
+        if not good:
+            print(done.stdout + done.stderr, file=sys.stderr)
+        failed |= not good
     if failed:
         sys.exit("the emulator's test failed")
 
 
+def build_races(out: pathlib.Path, kernels: dict[pathlib.Path, pathlib.Path]) -> dict[str, str]:
+    """The kernels, compiled for ThreadSanitizer; and the environment that makes a program look for races."""
+    build_all(kernels, out, KERNEL + ["-O1", "-fsanitize=thread", "-Wno-tsan"])
+    return {
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(out), os.environ.get("LD_LIBRARY_PATH")])),
+        "CUDA_EMULATOR_KERNELS": str(next(iter(kernels)).parent),
+        "LD_PRELOAD": run(CXX, "-print-file-name=libtsan.so").strip(),
+        # Only kernels are compiled for it: what the program does beside them cannot be judged. A block has up to
+        # 1024 threads, each of which keeps a history.
+        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:history_size=0 " + os.environ.get("TSAN_OPTIONS", ""),
+    }
+
+
 def main() -> None:
-    arguments = sys.argv[1:]
-    testing = "--test" in arguments
-    if testing:
-        arguments.remove("--test")
-    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-        sys.exit(__doc__)
-    out = pathlib.Path(arguments[0] if arguments else ROOT / "target/cuda/emulator").resolve()
-    (out / "kernels").mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(usage=__doc__, add_help=False)
+    parser.add_argument("--test", action="store_true")
+    parser.add_argument("--races", nargs=argparse.REMAINDER)
+    parser.add_argument("out", nargs="?", type=pathlib.Path, default=ROOT / "target/cuda/emulator")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
     for name, files in LIBRARIES.items():
         build_library(name, files, out)
-    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
-        jobs = [workers.submit(build_kernels, out / "kernels" / f"{name}.so", source, out) for name, source in sources().items()]
-        kept = {job.result() for job in jobs}
-    for library in (out / "kernels").glob("*.so"):
-        if library not in kept:
-            library.unlink()  # its source is gone
-    if testing:
+    wanted = {out / "kernels" / f"{name}.so": source for name, source in sources().items()}
+    build_all(wanted, out)
+    if arguments.test:
         test(out)
+    if arguments.races:
+        environment = build_races(out, {out / "races" / library.name: source for library, source in wanted.items()})
+        sys.exit(subprocess.run(arguments.races, env=os.environ | environment).returncode)
     print(f"export LD_LIBRARY_PATH='{out}'${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}")
 
 

@@ -5,9 +5,11 @@ use super::{
 };
 use crate::kernels::attention::{Dropped, Shape};
 
-static ATTENTION: Module = module!("attention");
+/// A module for each type: the driver compiles all of one when the first of its kernels is used.
+static F32: Module = module!("attention_f32");
+static BF16: Module = module!("attention_bf16");
 
-/// Rows of its own that a block has, and its threads: `OWN` and `BLOCK` in `cuda/attention.cu`.
+/// Rows of its own that a block has, and its threads: `OWN` and `BLOCK` in `cuda/attention.cuh`.
 const OWN: usize = 64;
 const BLOCK: u32 = 128;
 
@@ -45,7 +47,7 @@ impl Kernels {
         })
     }
 
-    /// Bytes of shared memory with tiles of `columns` rows: `Shared` in `cuda/attention.cu`.
+    /// Bytes of shared memory with tiles of `columns` rows: `Shared` in `cuda/attention.cuh`.
     fn shared(self, columns: usize) -> usize {
         let size = self.dtype.size_in_bytes();
         let pad = 16 / size;
@@ -53,6 +55,13 @@ impl Kernels {
         let weights = OWN * (columns + pad) * size;
         let scores = OWN * (columns + 4) * size_of::<f32>();
         tiles + weights + scores
+    }
+
+    fn module(self) -> &'static Module {
+        match self.dtype {
+            DType::BF16 => &BF16,
+            _ => &F32,
+        }
     }
 
     fn name(self, what: &str) -> Result<String> {
@@ -111,7 +120,7 @@ impl<'a> Problem<'a> {
         };
         launch(
             like.device(),
-            &ATTENTION,
+            self.kernels.module(),
             &self.kernels.name(what)?,
             grid,
             args,
@@ -196,7 +205,7 @@ pub(crate) fn backward(
                 Arg::count(problem.rows())?,
             ];
             let name = typed("attention_delta", x.dtype())?;
-            launch(x.device(), &ATTENTION, &name, Grid::warps(problem.rows()), args)?;
+            launch(x.device(), problem.kernels.module(), &name, Grid::warps(problem.rows()), args)?;
             let mut dqkv = unwritten(x.device(), 3 * problem.rows() * shape.e, x.dtype())?;
             for (what, columns) in [
                 ("attention_dq", problem.kernels.columns),

@@ -169,14 +169,18 @@ pub(crate) struct Grid {
 const MOST_BLOCKS: usize = 8192;
 
 impl Grid {
-    /// One thread per value of `n`.
+    /// Threads that stride over `n` values, four or eight at a time where they can.
     fn flat(n: usize) -> Self {
-        Self::threads([n.div_ceil(256).min(MOST_BLOCKS), 1, 1], 256)
+        Self::threads([n.div_ceil(4 * 256).min(MOST_BLOCKS), 1, 1], 256)
     }
 
-    /// One thread per value of `rows` rows of `d`.
+    /// The same over `rows` rows of `d`: 32 threads beside each other in each of 8 rows.
     fn matrix(rows: usize, d: usize) -> Self {
-        Self::threads([d.div_ceil(128), rows.min(MOST_BLOCKS), 1], 128)
+        Self {
+            blocks: [d.div_ceil(4 * 32), rows.div_ceil(8).min(MOST_BLOCKS), 1],
+            threads: (32, 8),
+            shared: 0,
+        }
     }
 
     /// One warp per row.

@@ -26,9 +26,10 @@ pub struct LowRank {
 
 /// y = x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ for x (…, I), W (O, I), bias (O,) → (…, O), one operation.
 ///
-/// Fused on a CPU where W and bias are frozen, as they are under a low-rank update: then nothing of the size of the output
-/// but the output itself is made, and backward forms dX, dA and dB only. On a GPU it is made of [`linear`](super::linear())s, which form only
-/// what is tracked, too. All are rounded to x's type where theirs is another.
+/// Fused on a CPU where W and bias are frozen, as they are under a low-rank update: then nothing of the size of the
+/// output but the output itself is made, and backward forms dX, dA and dB only. On a GPU it is made of
+/// [`linear`](super::linear())s, which form only what is tracked, too. All are rounded to x's type where theirs is
+/// another.
 pub fn linear_low_rank(x: &Tensor, w: &Tensor, bias: &Tensor, update: &LowRank) -> Result<Tensor> {
     fused_or(x, w, bias, update, None)
 }

@@ -243,6 +243,7 @@ CUresult CUDAAPI cuStreamSynchronize(CUstream stream) {
 }
 
 CUresult CUDAAPI cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
+    statistics().event_calls.add();
     if (CUresult result = on_stream(stream)) return result;
     return known_event(event);
 }
@@ -256,6 +257,7 @@ CUresult CUDAAPI cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data
 }
 
 CUresult CUDAAPI cuEventCreate(CUevent *event, unsigned) {
+    statistics().event_calls.add();
     if (CUresult result = ready()) return result;
     return *event = reinterpret_cast<CUevent>(events().create()), CUDA_SUCCESS;
 }
@@ -265,6 +267,7 @@ CUresult CUDAAPI cuEventDestroy_v2(CUevent event) {
 }
 
 CUresult CUDAAPI cuEventRecord(CUevent event, CUstream stream) {
+    statistics().event_calls.add();
     if (CUresult result = on_stream(stream)) return result;
     if (CUresult result = known_event(event)) return result;
     reinterpret_cast<Handle *>(event)->recorded = std::chrono::steady_clock::now();

@@ -5,17 +5,18 @@
 // the next thread. A kernel that never waits is thus a plain loop over its threads.
 //
 // Threads run warp by warp, lane by lane; CUDA_EMULATOR_ORDER=reverse or =random changes the order, which
-// brings out code that works only by it (a missing barrier).
+// brings out code that works only by it (a missing barrier). To look for races themselves each CUDA thread
+// gets a fiber, and so a stack, of its own (races.hpp).
 #include "engine.hpp"
 
 #include "fiber.hpp"
+#include "races.hpp"
 #include "shared_memory.hpp"
 
 #include <algorithm>
 #include <cstdarg>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 namespace emulator {
@@ -74,10 +75,15 @@ private:
     void threads_of_fiber();
     void thread_ended();
     bool choose();
+    void begin_sweep();
+    unsigned random(unsigned count);
     bool release_barrier();
     void complete_collective(unsigned warp, const Waiting &waiting);
     void sleep();
     void leave(Fiber *fiber, bool done);
+    void order_threads(unsigned first, unsigned lanes);
+    void order_block();
+    void new_fiber();
     Fiber *spare_fiber();
     std::string stuck() const;
 
@@ -86,7 +92,8 @@ private:
     Warp warps_[max_warps];
     unsigned thread_count_ = 0, warp_count_ = 0, alive_ = 0, at_barrier_ = 0;
     unsigned current_ = 0, current_warp_ = 0;
-    bool in_kernel_ = false, block_failed_ = false;
+    unsigned first_warp_ = 0;  // where choose() begins, in random order
+    bool block_failed_ = false;
     Fiber *fiber_ = nullptr;      // the one that runs
     void *main_stack_ = nullptr;  // run_block's, while fibers run
     std::vector<std::unique_ptr<Fiber>> fibers_;
@@ -94,21 +101,35 @@ private:
     SharedMemory memory_;
     Order order_ = order_from_environment();
     uint64_t random_ = 0x9e3779b97f4a7c15;
+    const bool races_ = races::wanted();
+    races::Context main_context_ = nullptr;  // run_block's
+    std::vector<races::Context> meeting_;
 };
 
-// Never destroyed: a fiber may be asleep on it when the program exits.
 Engine &engine() {
-    static thread_local Engine *mine = new Engine;
+    static thread_local auto mine = std::make_unique<Engine>();  // too large for thread-local memory itself
     return *mine;
 }
 
+// The calling thread's engine while it is inside of a kernel. A signal handler asks, which must not make one.
+__thread Engine *inside = nullptr;
+
 unsigned lowest_lanes(unsigned count) { return count >= 32 ? 0xffffffffu : (1u << count) - 1; }
+
+// Below `count`; xorshift64.
+unsigned Engine::random(unsigned count) {
+    random_ ^= random_ << 13;
+    random_ ^= random_ >> 7;
+    random_ ^= random_ << 17;
+    return unsigned(random_ % count);
+}
 
 // The thread to run next becomes the current one; false when the block has ended.
 bool Engine::choose() {
     for (;;) {
         while (current_warp_ < warp_count_) {
-            unsigned warp = order_ == Order::reverse ? warp_count_ - 1 - current_warp_ : current_warp_;
+            unsigned warp = (current_warp_ + first_warp_) % warp_count_;
+            if (order_ == Order::reverse) warp = warp_count_ - 1 - current_warp_;
             unsigned ready = warps_[warp].ready;
             if (!ready) {
                 current_warp_++;
@@ -117,8 +138,7 @@ bool Engine::choose() {
             unsigned lane = __builtin_ctz(ready);
             if (order_ == Order::reverse) lane = 31 - __builtin_clz(ready);
             if (order_ == Order::random) {
-                random_ ^= random_ << 13, random_ ^= random_ >> 7, random_ ^= random_ << 17;
-                for (unsigned skip = random_ % __builtin_popcount(ready); skip > 0; skip--) ready &= ready - 1;
+                for (unsigned skip = random(__builtin_popcount(ready)); skip > 0; skip--) ready &= ready - 1;
                 lane = __builtin_ctz(ready);
             }
             warps_[warp].ready &= ~(1u << lane);
@@ -128,8 +148,13 @@ bool Engine::choose() {
             return true;
         }
         if (alive_ == 0 || !release_barrier()) return false;
-        current_warp_ = 0;
+        begin_sweep();
     }
+}
+
+void Engine::begin_sweep() {
+    current_warp_ = 0;
+    if (order_ == Order::random) first_warp_ = random(warp_count_);
 }
 
 // All threads stand at one barrier: lets them go. Otherwise nothing can go on any more.
@@ -148,6 +173,7 @@ bool Engine::release_barrier() {
         block_failed_ = true;
         return false;
     }
+    if (races_) order_block();
     for (unsigned warp = 0; warp < warp_count_; warp++) {
         warps_[warp].ready = warps_[warp].at_barrier;
         warps_[warp].at_barrier = 0;
@@ -175,9 +201,12 @@ std::string Engine::stuck() const {
     return text;
 }
 
+void Engine::new_fiber() { fibers_.push_back(std::make_unique<Fiber>(fiber_main, races::create(unsigned(fibers_.size())))); }
+
 Fiber *Engine::spare_fiber() {
+    if (races_) return fibers_[current_].get();
     if (spare_.empty()) {
-        fibers_.push_back(std::make_unique<Fiber>(fiber_main));
+        new_fiber();
         return fibers_.back().get();
     }
     Fiber *fiber = spare_.back();
@@ -189,11 +218,28 @@ Fiber *Engine::spare_fiber() {
 void Engine::leave(Fiber *fiber, bool done) {
     if (done) {
         fiber_ = nullptr;
+        races::enter(main_context_);
         emulator_switch_stack(&fiber->stack, main_stack_);
     } else {
         fiber_ = threads_[current_].fiber ? threads_[current_].fiber : spare_fiber();
+        races::enter(fiber_->context);
         emulator_switch_stack(&fiber->stack, fiber_->stack);
     }
+}
+
+// What the threads named, of those from `first` on, did so far comes before all that they will do.
+void Engine::order_threads(unsigned first, unsigned lanes) {
+    meeting_.clear();
+    for (unsigned lane = 0; lane < warp_size; lane++)
+        if (lanes >> lane & 1) meeting_.push_back(fibers_[first + lane]->context);
+    races::order(meeting_);
+}
+
+// The same for all threads of the block, and for the host.
+void Engine::order_block() {
+    meeting_.assign(1, main_context_);
+    for (unsigned i = 0; i < thread_count_; i++) meeting_.push_back(fibers_[i]->context);
+    races::order(meeting_);
 }
 
 // The current thread keeps its fiber; returns when it may go on.
@@ -235,7 +281,11 @@ void Engine::complete_collective(unsigned warp, const Waiting &waiting) {
                            other.what, other.mask);
         requests[lane] = other.request;
     }
-    waiting.operation(requests, members);
+    {
+        races::Ignored exchange;
+        waiting.operation(requests, members);
+    }
+    if (races_ && !strcmp(waiting.what, "__syncwarp")) order_threads(warp * warp_size, members);
     warps_[warp].in_collective &= ~members;
     warps_[warp].ready |= members;
 }
@@ -255,9 +305,9 @@ void Engine::threads_of_fiber() {
         launch_->kernel->call(launch_->arguments);
         thread_ended();
         bool done = !choose();
-        if (!done && !threads_[current_].fiber) continue;  // a fresh thread: this fiber takes it
+        if (!done && !threads_[current_].fiber && !races_) continue;  // a fresh thread: this fiber takes it
         Fiber *mine = fiber_;
-        spare_.push_back(mine);
+        if (!races_) spare_.push_back(mine);
         leave(mine, done);
     }
 }
@@ -274,15 +324,19 @@ void Engine::run_block(uint64_t index) {
         warps_[warp] = {lanes, 0, 0, lanes};
     }
     alive_ = thread_count_;
-    at_barrier_ = current_warp_ = 0;
+    at_barrier_ = 0;
     block_failed_ = false;
+    begin_sweep();
     memory_.begin_block(launch_->dynamic_shared_memory);
 
+    if (races_) order_block();
     choose();
     fiber_ = spare_fiber();
-    in_kernel_ = true;
+    inside = this;
+    races::enter(fiber_->context);
     emulator_switch_stack(&main_stack_, fiber_->stack);
-    in_kernel_ = false;
+    inside = nullptr;
+    if (races_) order_block();
 
     if (!block_failed_) {
         std::string overrun = memory_.overrun();
@@ -308,6 +362,10 @@ bool Engine::run_blocks(Launch &launch) {
         threads_[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
     running.block_dim = block;
     running.grid_dim = launch.grid;
+    if (races_) {
+        main_context_ = races::current();
+        while (fibers_.size() < thread_count_) new_fiber();
+    }
     for (uint64_t block; !launch.failed && (block = launch.next_block++) < launch.blocks();) run_block(block);
     return !launch.failed;
 }
@@ -316,12 +374,12 @@ void Engine::fail(const char *message) {
     fprintf(stderr, "cuda emulator: %s: %s\n", where().c_str(), message);
     block_failed_ = true;
     void *abandoned;
+    races::enter(main_context_);
     emulator_switch_stack(&abandoned, main_stack_);
     abort();  // nobody comes back
 }
 
 std::string Engine::where() const {
-    if (!in_kernel_) return "";
     char text[256];
     const Running &at = running;
     snprintf(text, sizeof text, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u)", launch_->kernel->name, at.block.x,
@@ -342,6 +400,7 @@ void collective(unsigned mask, Operation operation, void *request, const char *n
 unsigned active_lanes() { return engine().active_lanes(); }
 
 void *shared_memory(const void *key, size_t bytes, size_t alignment, const char *name) {
+    races::Ignored filling;  // with NaNs, by whichever thread comes first
     return engine().memory().declared(key, bytes, alignment, name);
 }
 
@@ -356,11 +415,11 @@ void fail(const char *format, ...) {
     engine().fail(message);
 }
 
-std::string where() { return engine().where(); }
+std::string where() { return inside ? inside->where() : ""; }
 
 bool run_on_this_thread(Launch &launch) { return engine().run_blocks(launch); }
 
-bool stack_overflow(uintptr_t address) { return engine().stack_overflow(address); }
+bool stack_overflow(uintptr_t address) { return inside && inside->stack_overflow(address); }
 
 }  // namespace emulator
 

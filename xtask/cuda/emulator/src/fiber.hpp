@@ -1,6 +1,8 @@
 // Stacks to switch between: a CUDA thread that waits for others keeps its state on one.
 #pragma once
 
+#include "races.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -44,9 +46,10 @@ struct Fiber {
     static constexpr size_t page = 4096, stack_bytes = 256 * 1024;
     char *memory;
     void *stack;  // the stack pointer while the fiber does not run
+    races::Context context;
 
     // The lowest page stays inaccessible: a stack that overflows faults rather than spoils its neighbour.
-    explicit Fiber(void (*entry)()) {
+    Fiber(void (*entry)(), races::Context context) : context(context) {
         void *mapped = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
         if (mapped == MAP_FAILED || mprotect(mapped, page, PROT_NONE) != 0) {
@@ -55,6 +58,12 @@ struct Fiber {
         }
         memory = static_cast<char *>(mapped);
         restart(entry);
+    }
+
+    Fiber(const Fiber &) = delete;
+    ~Fiber() {
+        munmap(memory, stack_bytes);
+        races::destroy(context);
     }
 
     // Forgets what the fiber was doing; it will begin with entry(), which must not return.

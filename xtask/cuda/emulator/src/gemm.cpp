@@ -1,6 +1,5 @@
 // Tiles of C are dealt out to the pool. For each, strips of A and B are converted to f32 (or f64) and laid
-// out so that the innermost loop is a sum of outer products over contiguous memory, which the compiler
-// vectorises.
+// out so that the innermost loop is a sum of outer products over contiguous memory, in vector registers.
 #include "gemm.hpp"
 
 #include "memory.hpp"
@@ -14,8 +13,14 @@
 namespace emulator {
 namespace {
 
-constexpr int rows = 16, columns = 6;            // of C per call of the innermost loop
-constexpr int tile_m = 8 * rows, tile_n = 16 * columns, depth = 256;
+// Of C in the innermost loop: as many columns as there are registers for.
+#ifdef __AVX512F__
+constexpr int columns = 12;
+#else
+constexpr int columns = 6;
+#endif
+constexpr int rows = 16;
+constexpr int tile_m = 8 * rows, tile_n = 240, depth = 256;
 
 size_t bytes_of(Format format) { return format == Format::f64 ? 8 : format == Format::f32 ? 4 : 2; }
 
@@ -33,25 +38,31 @@ void with_format(Format format, Use use) {
 // in memory between neighbours along the strip's width, `outer` between neighbours along the depth.
 template <class T, class S>
 void pack(T *out, const S *source, long long count, int width, int strips, int length, long long inner, long long outer) {
-    for (int strip = 0; strip < strips; strip++)
-        for (int i = 0; i < length; i++)
-            for (int r = 0; r < width; r++) {
-                long long at = (long long)strip * width + r;
-                *out++ = at < count ? T(source[at * inner + i * outer]) : T(0);
-            }
+    for (int strip = 0; strip < strips; strip++, source += width * inner, count -= width) {
+        int present = int(std::min<long long>(width, count));
+        if (present < width) std::fill(out, out + width * length, T(0));
+        // Along the memory, whichever way it lies.
+        if (inner == 1)
+            for (int i = 0; i < length; i++)
+                for (int r = 0; r < present; r++) out[i * width + r] = T(source[r + i * outer]);
+        else
+            for (int r = 0; r < present; r++)
+                for (int i = 0; i < length; i++) out[i * width + r] = T(source[r * inner + i * outer]);
+        out += width * length;
+    }
 }
 
 // sum[column][row] += a[i][row] * b[i][column] over i.
 template <class T>
-void accumulate(T *__restrict__ sum, const T *__restrict__ a, const T *__restrict__ b, int length) {
-    T registers[columns][rows];
-    for (int c = 0; c < columns; c++)
-        for (int r = 0; r < rows; r++) registers[c][r] = sum[c * rows + r];
-    for (int i = 0; i < length; i++)
-        for (int c = 0; c < columns; c++)
-            for (int r = 0; r < rows; r++) registers[c][r] += a[i * rows + r] * b[i * columns + c];
-    for (int c = 0; c < columns; c++)
-        for (int r = 0; r < rows; r++) sum[c * rows + r] = registers[c][r];
+void accumulate(T *sum, const T *a, const T *b, int length) {
+    typedef T Vector __attribute__((vector_size(rows * sizeof(T)), aligned(sizeof(T)), may_alias));
+    Vector registers[columns];
+    for (int c = 0; c < columns; c++) registers[c] = *reinterpret_cast<const Vector *>(sum + c * rows);
+    for (int i = 0; i < length; i++) {
+        Vector left = *reinterpret_cast<const Vector *>(a + i * rows);
+        for (int c = 0; c < columns; c++) registers[c] += left * b[i * columns + c];
+    }
+    for (int c = 0; c < columns; c++) *reinterpret_cast<Vector *>(sum + c * rows) = registers[c];
 }
 
 template <class T>

@@ -24,8 +24,13 @@ std::vector<std::unique_ptr<Plugin>> &plugins() {
     static auto *list = new std::vector<std::unique_ptr<Plugin>>;
     return *list;
 }
+// The handles that are valid.
 std::set<const Module *> &modules() {
     static auto *set = new std::set<const Module *>;
+    return *set;
+}
+std::set<const Function *> &functions() {
+    static auto *set = new std::set<const Function *>;
     return *set;
 }
 
@@ -169,11 +174,13 @@ Module *load_module(const char *ptx) {
     }
     resolve(*module);
     modules().insert(module);
+    for (auto &[name, function] : module->functions) functions().insert(&function);
     return module;
 }
 
 void unload_module(Module *module) {
     std::lock_guard lock(mutex);
+    for (auto &[name, function] : module->functions) functions().erase(&function);
     modules().erase(module);
     delete module;
 }
@@ -185,10 +192,7 @@ bool is_module(const Module *module) {
 
 bool is_function(const Function *function) {
     std::lock_guard lock(mutex);
-    for (const Module *module : modules())
-        for (auto &[name, known] : module->functions)
-            if (&known == function) return true;
-    return false;
+    return functions().count(function) != 0;
 }
 
 Function *find_function(Module *module, const char *name) {

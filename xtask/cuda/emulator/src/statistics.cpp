@@ -45,6 +45,7 @@ void print() {
     line("releases", s.releases);
     fprintf(stderr, "  %-32s %10s %14.3f MB\n", "memory at its peak", "", double(use.peak) / 1e6);
     fprintf(stderr, "  %-32s %10s %14.3f MB\n", "memory never released", "", double(use.used) / 1e6);
+    line("event calls", s.event_calls);
     line("stream synchronisations", s.stream_synchronisations);
     line("context synchronisations", s.context_synchronisations);
     line("event synchronisations", s.event_synchronisations);

@@ -17,6 +17,8 @@ struct Statistics {
     Counter to_device, to_host, on_device, fills, allocations, releases;
     // Uploads that a driver may make the host wait for: more than 64 KB, from memory that is not pinned.
     Counter large_uploads;
+    // Events made, recorded and waited for by a stream: they keep streams apart, and cost the host time.
+    Counter event_calls;
     // What makes the host wait for the device. Among it downloads to memory that is not pinned, `Async` or not.
     Counter stream_synchronisations, context_synchronisations, event_synchronisations, downloads, blocking_calls;
 };

@@ -94,6 +94,37 @@ extern "C" __global__ void past_shared_memory(float *out) {
     out[threadIdx.x] = few[0];
 }
 
+// The PTX of the test declares it with other parameters.
+extern "C" __global__ void changed(float *out, unsigned n) { out[0] = float(n); }
+
 extern "C" __global__ void asserts(float *out) { assert(out == nullptr); }
 
 extern "C" __global__ void past_the_end(unsigned n, float *out) { out[n + threadIdx.x] = 1.0f; }
+
+// Races, for build.py --races: in both, right results come about by luck.
+
+extern "C" __global__ void without_barrier(float *out) {
+    __shared__ float value;
+    if (threadIdx.x == 0) value = 1.0f;
+    if (threadIdx.x == 1) value += 1.0f;
+    __syncthreads();
+    out[threadIdx.x] = value;
+}
+
+extern "C" __global__ void shuffle_for_order(float *out) {
+    __shared__ float values[64];
+    values[threadIdx.x] = 1.0f;
+    __shfl_sync(0xffffffff, 1.0f, 0);  // orders nothing: this wants __syncwarp()
+    out[threadIdx.x] = values[threadIdx.x ^ 1];
+}
+
+extern "C" __global__ void without_race(float *out) {
+    __shared__ float values[64];
+    values[threadIdx.x] = 1.0f;
+    __syncwarp();
+    float next = values[threadIdx.x ^ 1];
+    __syncthreads();
+    values[63 - threadIdx.x] = next;
+    __syncthreads();
+    out[threadIdx.x] = values[threadIdx.x];
+}

@@ -43,7 +43,8 @@ std::string ptx() {
            entry("reverse", "pp") + entry("sums", "pp", ".maxntid 128, 1, 1\n") + entry("count", "pp") +
            entry("tensor_product", "ppp") + entry("reads_before_writing", "p") + entry("barrier_for_some", "p") +
            entry("two_barriers", "p") + entry("shuffles_apart", "p") + entry("past_shared_memory", "p") +
-           entry("asserts", "p") + entry("past_the_end", "up") + entry("without_code", "p") +
+           entry("asserts", "p") + entry("past_the_end", "up") + entry("without_barrier", "p") +
+           entry("shuffle_for_order", "p") + entry("without_race", "p") + entry("without_code", "p") +
            // Declared otherwise than the plug-in has it.
            ".visible .entry changed(.param .u64 changed_param_0) { ret; }\n";
 }
@@ -148,6 +149,7 @@ void refused_calls() {
     CUfunction found;
     expect(cuModuleGetFunction(&found, module_, "unheard_of") == CUDA_ERROR_NOT_FOUND, "a kernel that the module lacks");
     expect(cuModuleGetFunction(&found, module_, "without_code") == CUDA_ERROR_NOT_FOUND, "a kernel that no plug-in has");
+    expect(cuModuleGetFunction(&found, module_, "changed") == CUDA_ERROR_NOT_FOUND, "a plug-in older than the PTX");
     CUmodule module;
     expect(cuModuleLoadData(&module, "\x7f" "ELF") == CUDA_ERROR_INVALID_IMAGE, "a module that is no PTX");
     float host[300];
@@ -159,9 +161,13 @@ void refused_calls() {
 }
 
 // Each in a process of its own, as they spoil the context.
-int failing_kernel(const std::string &name) {
+int one_kernel(const std::string &name) {
     Buffer<float> out(std::vector<float>(64));
     CUresult result;
+    if (name == "without_barrier" || name == "shuffle_for_order" || name == "without_race") {
+        for (int i = 0; i < 3; i++) MUST(launch(name.c_str(), 2, 64, 0, out.address));
+        return 0;  // whether there was a race is ThreadSanitizer's to say
+    }
     if (name == "past_the_end") {
         MUST(launch("past_the_end", 1, 2, 0, 64u, out.address));
         result = cuMemFreeAsync(out.address, nullptr);
@@ -185,7 +191,7 @@ int main(int count, char **arguments) {
     MUST(cuDevicePrimaryCtxRetain(&context, 0));
     MUST(cuCtxSetCurrent(context));
     MUST(cuModuleLoadData(&module_, ptx().c_str()));
-    if (count > 1) return failing_kernel(arguments[1]);
+    if (count > 1) return one_kernel(arguments[1]);
     right_results();
     refused_calls();
     return failures != 0;

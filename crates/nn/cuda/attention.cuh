@@ -5,6 +5,8 @@
 //
 // A block has 16 rows of its own per warp ("own": queries, or keys for dK and dV) and walks over tiles of COLUMNS rows of
 // the other side ("other"). Scores are kept in base 2: exp2 is what the hardware has.
+#pragma once
+
 #include "tile.cuh"
 
 constexpr int WARPS = 4, OWN = 16 * WARPS, BLOCK = 32 * WARPS;
@@ -285,6 +287,8 @@ __device__ void attention_dkv(const T *qkv, const T *dout, const float *lse, con
     write(shared, dv, 1.0f, to + 2 * head.width, 3 * head.width, first, p);
 }
 
+// Exports the kernels of a head size, BLOCKS of which are meant to fit on a multiprocessor, which bounds a thread's
+// registers. Sources: one per type, since the driver compiles a whole file when the first of its kernels is used.
 #define EXPORT_SIZE(T, suffix, E, BLOCKS, COLUMNS, COLUMNS_DKV)                                                        \
     extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS)                                                        \
         attention_##E##_##suffix(const T *qkv, T *out, float *lse, int t, int heads, int e, float scale,               \
@@ -311,15 +315,3 @@ __device__ void attention_dkv(const T *qkv, const T *dout, const float *lse, con
         attention_delta(dout, out, delta, Problem{t, heads, e, 0.0f}, rows);                                           \
     }
 
-// Head sizes up to 32, 64, 80 (72 is DiT-XL's) and 128; src/cuda/attention.rs knows the same columns. dK and dV take two
-// sets of accumulators, so smaller tiles where heads are wide;
-// BLOCKS are meant to fit on a multiprocessor, which bounds the registers of a thread.
-EXPORT_SIZE(float, f32, 32, 3, 32, 32)
-EXPORT_SIZE(float, f32, 64, 3, 32, 32)
-EXPORT_SIZE(float, f32, 80, 3, 32, 32)
-EXPORT_SIZE(float, f32, 128, 2, 32, 32)
-EXPORT_SIZE(bf16, bf16, 32, 3, 64, 64)
-EXPORT_SIZE(bf16, bf16, 64, 3, 64, 64)
-EXPORT_SIZE(bf16, bf16, 80, 3, 64, 32)
-EXPORT_SIZE(bf16, bf16, 128, 2, 64, 32)
-FOR_EACH_TYPE(EXPORT_DELTA)

@@ -1,0 +1,228 @@
+use candle_core::{DType, Result, Tensor};
+
+use super::training::{adamw, clipping, recomputing};
+use super::{Check, Wanted, agree, random};
+use crate::ops;
+
+/// Every check, in f32 and in bf16.
+pub fn checks() -> Vec<Check> {
+    let mut list = List(Vec::new());
+    attention(&mut list);
+    norms(&mut list);
+    elementwise(&mut list);
+    linear(&mut list);
+    inference(&mut list);
+    list.0.extend(mixed());
+    list.0.extend([DType::F32, DType::BF16].map(recomputing));
+    list.0.extend([clipping(), adamw()]);
+    list.0
+}
+
+struct List(Vec<Check>);
+
+impl List {
+    /// `f` of operands of these shapes, in both types, with all gradients.
+    fn add<F>(&mut self, name: &str, shapes: &[&[usize]], f: F)
+    where
+        F: Fn(&[Tensor]) -> Result<Tensor> + Clone + Send + Sync + 'static,
+    {
+        self.push(name, shapes, Wanted::Gradients, &f);
+    }
+
+    /// The same of an operation that is for inference.
+    fn add_inference<F>(&mut self, name: &str, shapes: &[&[usize]], f: F)
+    where
+        F: Fn(&[Tensor]) -> Result<Tensor> + Clone + Send + Sync + 'static,
+    {
+        self.push(name, shapes, Wanted::Output, &f);
+    }
+
+    fn push<F>(&mut self, name: &str, shapes: &[&[usize]], wanted: Wanted, f: &F)
+    where
+        F: Fn(&[Tensor]) -> Result<Tensor> + Clone + Send + Sync + 'static,
+    {
+        let shapes: Vec<Vec<usize>> = shapes.iter().map(|shape| shape.to_vec()).collect();
+        for dtype in [DType::F32, DType::BF16] {
+            let (shapes, f) = (shapes.clone(), f.clone());
+            self.0.push(Check {
+                name: name.to_string(),
+                dtype,
+                run: Box::new(move |device| {
+                    let types = vec![dtype; shapes.len()];
+                    agree(device, &shapes, &types, wanted, &f)
+                }),
+            });
+        }
+    }
+}
+
+fn dropout_of(samples: usize) -> Result<ops::Dropout> {
+    let seeds: Vec<u64> = (0..samples as u64).map(|b| b * 77 + 5).collect();
+    ops::Dropout::new(0.3, &seeds, 3)
+}
+
+/// Head sizes of every kernel, also such as fill none or are not aligned; tokens below, at and above a tile.
+fn attention(list: &mut List) {
+    for e in [32, 64, 72, 128] {
+        for (b, t, heads) in [(2, 1, 2), (1, 17, 3), (2, 64, 1), (1, 256, 1)] {
+            let name = format!("attention B{b} T{t} H{heads} E{e}");
+            list.add(&name, &[&[b, t, 3 * heads * e]], move |x| {
+                ops::attention(&x[0], heads)
+            });
+        }
+    }
+    for (b, t, heads, e) in [(2, 100, 2, 5), (1, 70, 3, 20), (1, 33, 1, 130)] {
+        let name = format!("attention B{b} T{t} H{heads} E{e}");
+        list.add(&name, &[&[b, t, 3 * heads * e]], move |x| {
+            ops::attention(&x[0], heads)
+        });
+    }
+    // Scores so far apart that running maxima move.
+    list.add(
+        "attention B1 T150 H1 E64, wide scores",
+        &[&[1, 150, 3 * 64]],
+        |x| ops::attention(&(&x[0] * 4.0)?, 1),
+    );
+    for (b, t, heads, e) in [(2, 33, 2, 24), (1, 90, 2, 72)] {
+        let name = format!("attention B{b} T{t} H{heads} E{e}, dropped");
+        list.add(&name, &[&[b, t, 3 * heads * e]], move |x| {
+            ops::attention_dropped(&x[0], heads, &dropout_of(b)?)
+        });
+    }
+}
+
+fn norms(list: &mut List) {
+    for (b, t, d) in [
+        (1, 1, 8),
+        (3, 5, 17),
+        (2, 64, 64),
+        (2, 9, 1152),
+        (2, 300, 40),
+    ] {
+        let sizes = format!("B{b} T{t} D{d}");
+        list.add(
+            &format!("layer norm, modulated {sizes}"),
+            &[&[b, t, d], &[b, 6 * d]],
+            |x| ops::layer_norm_modulate(&x[0], &x[1], 3, 4, 1e-6),
+        );
+        list.add(
+            &format!("layer norm {sizes}"),
+            &[&[b, t, d], &[d], &[d]],
+            |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-6),
+        );
+        list.add(
+            &format!("gated residual {sizes}"),
+            &[&[b, t, d], &[b, t, d], &[b, 6 * d]],
+            |x| ops::gated_residual(&x[0], &x[1], &x[2], 5),
+        );
+    }
+    for (n, d) in [(1, 8), (5, 17), (300, 64), (3, 1152)] {
+        list.add(
+            &format!("modulate N{n} D{d}"),
+            &[&[n, d], &[n, 3 * d]],
+            |x| ops::modulate(&x[0], &x[1], 2, 0),
+        );
+    }
+}
+
+fn elementwise(list: &mut List) {
+    list.add("GELU-tanh", &[&[3000]], |x| ops::gelu_tanh(&(&x[0] * 3.0)?));
+    list.add("GELU-erf", &[&[3000]], |x| ops::gelu_erf(&(&x[0] * 3.0)?));
+    list.add("SiLU", &[&[7, 33]], |x| ops::silu(&(&x[0] * 3.0)?));
+    list.add("dropout B3 5·17", &[&[3, 5, 17]], |x| {
+        ops::dropout(&x[0], &dropout_of(3)?)
+    });
+}
+
+fn linear(list: &mut List) {
+    for (rows, i, o) in [(1, 1, 1), (5, 17, 33), (130, 64, 192), (3, 1152, 72)] {
+        let sizes = format!("R{rows} I{i} O{o}");
+        list.add(
+            &format!("linear {sizes}"),
+            &[&[rows, i], &[o, i], &[o]],
+            |x| ops::linear(&x[0], &x[1], Some(&x[2])),
+        );
+        list.add(
+            &format!("linear without bias {sizes}"),
+            &[&[2, rows, i], &[o, i]],
+            |x| ops::linear(&x[0], &x[1], None),
+        );
+        list.add(
+            &format!("linear, GELU-tanh {sizes}"),
+            &[&[rows, i], &[o, i], &[o]],
+            |x| ops::linear_gelu(&x[0], &x[1], &x[2]),
+        );
+        list.add(
+            &format!("linear, GELU-erf {sizes}"),
+            &[&[rows, i], &[o, i], &[o]],
+            |x| ops::linear_gelu_erf(&x[0], &x[1], &x[2]),
+        );
+    }
+    let (rows, i, o, r) = (9, 24, 40, 3);
+    list.add(
+        &format!("low-rank linear, GELU-tanh R{rows} I{i} O{o} r{r}"),
+        &[&[2, rows, i], &[r, i], &[o, r]],
+        move |x| {
+            // W and its bias are frozen under a low-rank update.
+            let frozen = |shape: &[usize], seed| {
+                random(shape, seed)?
+                    .to_dtype(DType::BF16)?
+                    .to_device(x[0].device())?
+                    .to_dtype(x[0].dtype())
+            };
+            let update = ops::LowRank {
+                a: x[1].clone(),
+                b: x[2].clone(),
+                scale: 0.7,
+            };
+            ops::linear_low_rank_gelu(&x[0], &frozen(&[o, i], 7)?, &frozen(&[o], 8)?, &update)
+        },
+    );
+}
+
+/// What an autoencoder needs, made of candle's operations.
+fn inference(list: &mut List) {
+    for (stride, before, after, upsample) in [(1, 1, 1, 1), (2, 0, 1, 1), (1, 1, 1, 2)] {
+        let conv = ops::Conv2d {
+            stride,
+            before,
+            after,
+            upsample,
+        };
+        list.add_inference(
+            &format!("conv2d B2 C6 O5 9×8, {conv:?}"),
+            &[&[2, 6, 9, 8], &[5, 6, 3, 3], &[5]],
+            move |x| ops::conv2d(&x[0], &x[1], &x[2], conv),
+        );
+    }
+    list.add_inference(
+        "group norm, SiLU B2 C12 7×5",
+        &[&[2, 12, 7, 5], &[12], &[12]],
+        |x| ops::group_norm_silu(&x[0], &x[1], &x[2], 3, 1e-6),
+    );
+}
+
+/// bf16 activations on f32 parameters, whose gradients are f32 again.
+fn mixed() -> [Check; 2] {
+    let check = |name: &str, shapes: Vec<Vec<usize>>, f: fn(&[Tensor]) -> Result<Tensor>| Check {
+        name: format!("{name}, f32 parameters"),
+        dtype: DType::BF16,
+        run: Box::new(move |device| {
+            let mut types = vec![DType::F32; shapes.len()];
+            types[0] = DType::BF16;
+            agree(device, &shapes, &types, Wanted::Gradients, &f)
+        }),
+    };
+    [
+        check(
+            "linear, GELU-tanh R20 I24 O40",
+            vec![vec![20, 24], vec![40, 24], vec![40]],
+            |x| ops::linear_gelu(&x[0], &x[1], &x[2]),
+        ),
+        check(
+            "layer norm R20 D24",
+            vec![vec![20, 24], vec![24], vec![24]],
+            |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-6),
+        ),
+    ]
+}
