@@ -107,7 +107,7 @@ def without_massive(h, sigmas=2.0):
 def feature_loss(student, teacher):
     """Of pairs of hidden states (B, T, D), each side masked by itself; a scalar."""
     pairs = zip(student, teacher, strict=True)
-    return sum(F.mse_loss(without_massive(s), without_massive(t)) for s, t in pairs) / len(student)
+    return sum(F.mse_loss(without_massive(s.float()), without_massive(t.float())) for s, t in pairs) / len(student)
 
 
 def guided(model, x, t, y, null, scale):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from timm.layers import Mlp, PatchEmbed
-from timm.layers.attention import Attention
 from torch import nn
+
+import setting
+from blocks import Attention, Mlp, PatchEmbed
 
 
 def modulate(x, shift, scale):
@@ -29,7 +30,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t):
         freqs = torch.exp(-math.log(10000) * torch.arange(self.half, dtype=torch.float32) / self.half)
         angles = t[:, None].float() * freqs  # (B, 128)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))  # (B, D)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))  # (B, D)
 
 
 class LabelEmbedder(nn.Module):
@@ -71,6 +72,10 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(x), shift, scale))  # (B, T, p·p·C_out)
 
 
+# Whether attention is one operation; blocks are made accordingly.
+FUSED_ATTENTION = True
+
+
 class DiT(nn.Module):
     def __init__(
         self,
@@ -108,7 +113,7 @@ class DiT(nn.Module):
 
         `mask` (B, depth) is the learnable one: every block runs for every sample, h + m·(block(h) - h).
         """
-        h = self.x_embedder(x) + self.pos_embed  # (B, T, D)
+        h = self.x_embedder(x.to(self.pos_embed.dtype)) + self.pos_embed  # (B, T, D)
         c = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
         tapped = []
         for i, block in enumerate(self.blocks):
@@ -116,7 +121,7 @@ class DiT(nn.Module):
             h = out if mask is None else h + mask[:, i, None, None] * (out - h)
             if i in taps:
                 tapped.append(h)
-        return self.unpatchify(self.final_layer(h, c)), tapped
+        return self.unpatchify(self.final_layer(h, c)).float(), tapped
 
 
 class Lora(nn.Module):
@@ -148,5 +153,8 @@ def load(folder: Path):
     # The file's tensors, mapped into memory, become the parameters: nothing is held twice, not even while loading.
     with torch.device("meta"):
         model = DiT(**config["model"])
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True, assign=True)
+    weights = load_file(folder / "model.safetensors", device=str(setting.device))
+    model.load_state_dict(weights, strict=True, assign=True)
+    for block in model.blocks:
+        block.attn.fused_attn = block.attn.fused_attn and FUSED_ATTENTION
     return model

@@ -24,8 +24,9 @@ def peak_rss_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def converse(stream, step, versions, difference):
-    """Repeats `step` on demand; `difference` says how far its first output is from ours, None where that cannot be said."""
+def converse(stream, step, versions, difference, wait=lambda: None):
+    """Repeats `step` on demand; `difference` says how far its first output is from ours, None where that cannot be said; `wait`
+    returns when a device has done what it was given."""
     print(json.dumps({"ready": True, "versions": versions}), file=stream)
     first = None
     for line in sys.stdin:
@@ -33,6 +34,7 @@ def converse(stream, step, versions, difference):
             raise SystemExit(f"expected `step`, got {line.strip()!r}")
         start = time.perf_counter()
         output = step()
+        wait()
         seconds = time.perf_counter() - start
         if first is None and output is not None:
             # The step may use its buffers again; a tensor has `clone`, an array `copy`.
@@ -54,7 +56,7 @@ def difference(file):
             return None
         from safetensors.torch import load_file
 
-        ours = load_file(file)["output"]
+        ours = load_file(file)["output"].to(output.device)
         if ours.shape != output.shape:
             raise SystemExit(f"{file}: shape {tuple(ours.shape)}, here {tuple(output.shape)}")
         return ((output - ours).abs().max() / output.abs().max()).item()

@@ -5,11 +5,12 @@ one, the EMA is one call over all tensors, frozen weights record nothing.
 """
 
 import torch
-from safetensors.torch import load_file
+import safetensors.torch
 from torch import nn
 
 import diffusion
 import dit
+import setting
 
 GUIDANCE = 4.0
 LR, MASK_LR, CLIP, EMA = 1e-4, 1e-3, 1.0, 0.9999
@@ -18,8 +19,12 @@ RANK, ALPHA = 8, 16
 SCALE, TAU = 100.0, 1.0
 
 
+def load_file(path):
+    return safetensors.torch.load_file(path, device=str(setting.device))
+
+
 def forward(folder, compiled):
-    model, batch = dit.load(folder / "model").eval(), load_file(folder / "batch.safetensors")
+    model, batch = dit.load(folder / "model").eval().to(setting.dtype), load_file(folder / "batch.safetensors")
     run = compiled(model)
 
     @torch.inference_mode()
@@ -30,7 +35,7 @@ def forward(folder, compiled):
 
 
 def sampling(folder, compiled):
-    model, batch = dit.load(folder / "model").eval(), load_file(folder / "batch.safetensors")
+    model, batch = dit.load(folder / "model").eval().to(setting.dtype), load_file(folder / "batch.safetensors")
 
     def one(x, t, y, noise):
         out = diffusion.guided(model, x, t, y, model.num_classes, GUIDANCE)
@@ -83,13 +88,15 @@ def fine_tune(folder, compiled):
     def step():
         x, y = batch["x"], drop_labels(batch["y"], model)
         t, noise, x_t = noised(x)
-        update(diffusion.loss(run(x_t, t, y)[0], x, x_t, t, noise).mean())
+        with setting.training():
+            out = run(x_t, t, y)[0]
+        update(diffusion.loss(out, x, x_t, t, noise).mean())
 
     return step
 
 
 def masked_kd(folder, compiled):
-    teacher = dit.load(folder / "model").eval().requires_grad_(False)
+    teacher = dit.load(folder / "model").eval().requires_grad_(False).to(setting.dtype)
     model, batch = dit.load(folder / "student").train(), load_file(folder / "batch.safetensors")
     run, teach = compiled(model), compiled(teacher)
     update = trained([p for p in model.parameters() if p.requires_grad], ema=list(model.parameters()))
@@ -102,7 +109,8 @@ def masked_kd(folder, compiled):
         t, noise, x_t = noised(x)
         with torch.no_grad():
             taught, theirs = teach(x_t, t, y, taps=teacher_taps)
-        out, own = run(x_t, t, y, taps=taps)
+        with setting.training():
+            out, own = run(x_t, t, y, taps=taps)
         truth = diffusion.loss(out, x, x_t, t, noise).mean()
         distilled = diffusion.distillation_loss(out, taught, x, x_t, t).mean()
         update(ALPHA_KD * distilled + (1 - ALPHA_KD) * truth + BETA * diffusion.feature_loss(own, theirs))
@@ -132,7 +140,9 @@ def learn(folder, compiled, low_rank):
         x, y = batch["x"], drop_labels(batch["y"], model)
         t, noise, x_t = noised(x)
         mask = sample_masks(logits, x.shape[0])
-        update(diffusion.loss(run(x_t, t, y, mask=mask)[0], x, x_t, t, noise).mean())
+        with setting.training():
+            out = run(x_t, t, y, mask=mask)[0]
+        update(diffusion.loss(out, x, x_t, t, noise).mean())
 
     return step
 
@@ -146,9 +156,10 @@ def learn_lora(folder, compiled):
 
 
 def matmul(_folder, _compiled):
-    """The sizes are those of `flops.rs`."""
-    a, b = torch.randn(2048, 1152), torch.randn(1152, 4608)
-    c = torch.empty(2048, 4608)
+    """The sizes are those of `flops.rs` and, on a GPU, of gpu.py."""
+    rows, inputs, outputs = (2048, 1152, 4608) if setting.device.type == "cpu" else (8192, 8192, 8192)
+    a, b = (torch.randn(*shape, dtype=setting.dtype) for shape in ((rows, inputs), (inputs, outputs)))
+    c = torch.empty(rows, outputs, dtype=setting.dtype)
 
     def step():
         torch.mm(a, b, out=c)

@@ -4,6 +4,7 @@
 mod bench;
 mod ci;
 mod files;
+mod gpu;
 mod layers;
 mod machine;
 mod pretrain;
@@ -33,6 +34,8 @@ enum Command {
     Pretrain(pretrain::Args),
     /// Time the binary against PyTorch, in turn, and write bench.json, bench.md and bench.svg
     Bench(bench::Args),
+    /// Build the binary for NVIDIA GPUs, on any machine, and pack it with the script that checks and times it on one
+    Gpu(gpu::Args),
     /// Everything a change has to pass: format, layers, clippy, tests, docs, the smoke experiment
     Ci,
     /// Check that every crate uses only the crates below it
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Reproduce(args) => reproduce::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Gpu(args) => gpu::run(&args),
         Command::Ci => ci::run(),
         Command::Layers => layers::run(),
     };

@@ -175,7 +175,10 @@ impl Mar {
         let dropping =
             self.dropping && (self.config.attn_dropout > 0.0 || self.config.proj_dropout > 0.0);
         Ok(MarCond {
-            visible: Tensor::from_vec(visible, (b, count), device)?,
+            visible: match count {
+                0 => None, // a GPU has no tensors of nothing
+                _ => Some(Tensor::from_vec(visible, (b, count), device)?),
+            },
             places: Tensor::from_vec(places, (b, buffer + l), device)?,
             seeds: q.dropout.clone().filter(|_| dropping),
         })
@@ -185,8 +188,8 @@ impl Mar {
 /// What all blocks of a pass of [`Mar`] share.
 #[derive(Debug, Clone)]
 pub struct MarCond {
-    /// Positions of the visible tokens, ascending, (B, V) u32.
-    visible: Tensor,
+    /// Positions of the visible tokens, ascending, (B, V) u32, if any are.
+    visible: Option<Tensor>,
     /// Where the decoder's tokens come from: a row of the sample's encoder output, or the one behind its last, which stands
     /// for the mask token; (B, buffer + L) u32.
     places: Tensor,
@@ -211,7 +214,10 @@ impl Rows for MarCond {
             }
         };
         Ok(Self {
-            visible: self.visible.select(index)?,
+            visible: match &self.visible {
+                None => None,
+                Some(visible) => Some(visible.select(index)?),
+            },
             places: self.places.select(index)?,
             seeds,
         })
@@ -234,20 +240,20 @@ impl BlockStack for Mar {
     fn embed(&self, q: &TokenQuery) -> Result<(Tensor, MarCond)> {
         let cond = self.condition(q)?;
         let ((b, l, c), buffer) = (q.tokens.dims3()?, self.config.buffer_size);
-        let v = cond.visible.dim(1)?;
         let e = self.config.encoder_embed_dim;
         let class = self.classes(&q.y)?.unsqueeze(1)?; // (B, 1, E)
         let all_positions = self.encoder_pos.to_dtype(self.dtype)?; // (buffer + L, E)
         let positions = all_positions.narrow(0, 0, buffer)?; // (buffer, E)
         let mut h = class.broadcast_add(&positions.unsqueeze(0)?)?; // (B, buffer, E)
-        if v > 0 {
+        if let Some(visible) = &cond.visible {
+            let (_, v) = visible.dims2()?;
             // Only what is seen is embedded.
             let rows = (0..b as u32).map(|b| b * l as u32).collect::<Vec<_>>();
-            let rows = Tensor::from_vec(rows, (b, 1), cond.visible.device())?;
-            let rows = cond.visible.broadcast_add(&rows)?.flatten_all()?; // (B·V,)
+            let rows = Tensor::from_vec(rows, (b, 1), visible.device())?;
+            let rows = visible.broadcast_add(&rows)?.flatten_all()?; // (B·V,)
             let tokens = q.tokens.reshape((b * l, c))?.index_select(&rows, 0)?; // (B·V, C)
             let tokens = tokens.to_dtype(self.dtype)?;
-            let places = (cond.visible.flatten_all()? + buffer as f64)?; // (B·V,)
+            let places = (visible.flatten_all()? + buffer as f64)?; // (B·V,)
             let positions = all_positions.index_select(&places, 0)?; // (B·V, E)
             let tokens = (self.z_proj.forward(&tokens)? + positions)?; // (B·V, E)
             h = Tensor::cat(&[h, tokens.reshape((b, v, e))?], 1)?; // (B, buffer + V, E)

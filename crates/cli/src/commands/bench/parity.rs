@@ -35,7 +35,18 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut report = |name: String, dtype: DType, found: Result<(f64, f64)>| -> Result<()> {
         let (off, allowed, error) = match found {
             Ok((off, allowed)) => (Some(off), Some(allowed), None),
-            Err(error) => (None, None, Some(format!("{error:#}"))),
+            // Without the backtrace that candle prints behind its first line.
+            Err(error) => (
+                None,
+                None,
+                Some(
+                    format!("{error:#}")
+                        .lines()
+                        .next()
+                        .unwrap_or_default()
+                        .to_string(),
+                ),
+            ),
         };
         let is_within = off
             .zip(allowed)
