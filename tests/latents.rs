@@ -178,6 +178,52 @@ fn what_does_not_fit_is_refused_before_anything_is_encoded() {
 }
 
 #[test]
+fn latents_go_on_only_with_the_images_that_they_were_begun_with() {
+    let place = place();
+    let line = "encode images latents --vae vae --size 16 --shard-images 5";
+    place.ok(line);
+    let first = place.bytes("latents/latents.json");
+    // Another name of the folder, and better names of the classes, do not matter.
+    fs::rename(place.path("images"), place.path("moved")).unwrap();
+    fs::write(
+        place.path("latents/labels.json"),
+        r#"{"0": "ant, formica"}"#,
+    )
+    .unwrap();
+    let moved = place.path("moved");
+    place.ok(&line.replace(" images ", &format!(" {} ", moved.display())));
+    assert!(place.bytes("latents/latents.json") == first);
+    assert_eq!(place.json("latents/labels.json")["0"], "ant, formica");
+    fs::remove_file(place.path("latents/labels.json")).unwrap();
+    // Another order of the classes does.
+    fs::rename(moved.join("ants"), moved.join("wasps")).unwrap();
+    let error = place.fails(2, &line.replace(" images ", " moved "));
+    assert!(
+        error.contains("latents.json") && error.contains("renamed"),
+        "{error}"
+    );
+    assert!(place.bytes("latents/latents.json") == first);
+    assert!(!place.path("latents/labels.json").exists());
+}
+
+#[test]
+fn a_damaged_shard_is_encoded_again() {
+    let place = place();
+    let line = "encode images latents --vae vae --size 16 --shard-images 5";
+    place.ok(line);
+    let shard = place.path("latents/shard-00001.safetensors");
+    let whole = fs::read(&shard).unwrap();
+    fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
+    let said = place.run(line).stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(
+        said.contains("shard-00001") && said.contains("again"),
+        "{said}"
+    );
+    assert!(fs::read(&shard).unwrap() == whole);
+}
+
+#[test]
 fn shares_batches_and_interruptions_draw_the_same_images() {
     let place = Place::with_teacher();
     let flags = "--steps 40 --sampler ddim --seed 5";

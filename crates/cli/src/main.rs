@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
+mod claim;
 mod class_names;
 mod classifier;
 mod commands;
