@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // a test may panic
 
 use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tinyfusion_tests::{Place, partials};
@@ -28,6 +30,36 @@ fn a_folder_of_samples_has_one_writer() {
     assert!(first.try_wait().unwrap().is_none(), "it was still drawing");
     first.kill().unwrap();
     first.wait().unwrap();
+}
+
+#[test]
+fn an_interruption_says_what_is_kept() {
+    let place = Place::with_teacher();
+    let line = "sample teacher/model out --count 400 --steps 500 --batch-size 1";
+    let mut child = place.command(line).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = Instant::now();
+    while !place.path("out/parts").exists() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "nothing is drawn"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let id = child.id().to_string();
+    let asked = Command::new("kill").args(["-INT", &id]).status().unwrap();
+    assert!(asked.success());
+    let mut said = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+    assert!(
+        said.contains("interrupted; what has come so far is kept, and the same command goes on"),
+        "{said}"
+    );
 }
 
 #[test]
