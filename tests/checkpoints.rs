@@ -5,8 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use tinyfusion::checkpoint::{Checkpoint, DTypePolicy, Root, load_model_dir};
+use tinyfusion::checkpoint::{Checkpoint, DTypePolicy, Metadata, Root, load_model_dir, save};
 use tinyfusion::core::StateDict;
+use tinyfusion::models::VaeConfig;
+use tinyfusion::models::vae::{DownBlock, UpBlock};
 use tinyfusion_tests::{Place, partials};
 
 fn golden(name: &str) -> String {
@@ -71,6 +73,8 @@ fn inspect_says_what_each_is_and_what_it_took_for_granted() {
         "model       DiT",
         "\"num_heads\":2",
         "exponents",
+        "types       F32",
+        "same embedders",
     ] {
         assert!(text.contains(says), "{says}: {text}");
     }
@@ -251,15 +255,34 @@ fn export_refuses_before_it_writes() {
         assert!(error.contains(says), "{flags}: {error}");
         assert!(!place.path("out").exists());
     }
-    let config = |class: &str| format!(r#"{{"_class_name": "{class}"}}"#);
-    fs::write(place.path("vae/config.json"), config("VQModel")).unwrap();
+    let class = |class: &str| format!(r#"{{"_class_name": "{class}"}}"#);
+    fs::write(place.path("vae/config.json"), class("VQModel")).unwrap();
     let error = place.fails(1, "export teacher/model out --format diffusers --vae vae");
     assert!(error.contains("VQModel"), "{error}");
-    fs::write(place.path("vae/config.json"), config("AutoencoderKL")).unwrap();
-    place.fails(1, "export teacher/model out --format diffusers --vae vae");
+    let config = VaeConfig {
+        down_block_types: vec![DownBlock::Plain; 2],
+        up_block_types: vec![UpBlock::Plain; 2],
+        block_out_channels: vec![8, 8],
+        norm_num_groups: 4,
+        ..VaeConfig::default()
+    };
     fs::write(
-        place.path("vae/diffusion_pytorch_model.safetensors"),
-        "weights",
+        place.path("vae/config.json"),
+        config.to_diffusers().unwrap(),
+    )
+    .unwrap();
+    place.fails(1, "export teacher/model out --format diffusers --vae vae");
+    let weights = "vae/diffusion_pytorch_model.safetensors";
+    fs::write(place.path(weights), "no weights").unwrap();
+    let error = place.fails(1, "export teacher/model out --format diffusers --vae vae");
+    assert!(error.contains(weights), "{error}");
+    assert!(!place.path("out").exists());
+    let tensors = config.init(3, &Device::Cpu).unwrap();
+    save(
+        place.path(weights),
+        &tensors,
+        &Metadata::new(),
+        DTypePolicy::F32,
     )
     .unwrap();
     fs::write(
@@ -268,10 +291,7 @@ fn export_refuses_before_it_writes() {
     )
     .unwrap();
     place.ok("export teacher/model out --format diffusers --vae vae --metrics fid.json");
-    assert_eq!(
-        place.text("out/vae/diffusion_pytorch_model.safetensors"),
-        "weights"
-    );
+    assert!(place.bytes(&format!("out/{weights}")) == place.bytes(weights));
     assert_eq!(
         place.json("out/model_index.json")["vae"][1],
         "AutoencoderKL"

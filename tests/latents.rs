@@ -4,8 +4,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
-use tinyfusion::checkpoint::{DTypePolicy, Metadata, save};
+use candle_core::{DType, Device, Tensor};
+use tinyfusion::checkpoint::{DTypePolicy, Metadata, load, save, save_torch};
 use tinyfusion::core::{StepRng, stream};
 use tinyfusion::data::{LatentContent, ShardedLatents, Source};
 use tinyfusion::models::VaeConfig;
@@ -175,6 +175,141 @@ fn what_does_not_fit_is_refused_before_anything_is_encoded() {
     fs::write(place.path("images/ants/0.png"), b"no picture").unwrap();
     let error = place.fails(1, "encode images o --vae vae --size 16");
     assert!(error.contains("ants/0.png"), "{error}");
+}
+
+#[test]
+fn latents_go_on_only_with_the_images_that_they_were_begun_with() {
+    let place = place();
+    let line = "encode images latents --vae vae --size 16 --shard-images 5";
+    place.ok(line);
+    let first = place.bytes("latents/latents.json");
+    // Another name of the folder, and better names of the classes, do not matter.
+    fs::rename(place.path("images"), place.path("moved")).unwrap();
+    fs::write(
+        place.path("latents/labels.json"),
+        r#"{"0": "ant, formica"}"#,
+    )
+    .unwrap();
+    let moved = place.path("moved");
+    place.ok(&line.replace(" images ", &format!(" {} ", moved.display())));
+    assert!(place.bytes("latents/latents.json") == first);
+    assert_eq!(place.json("latents/labels.json")["0"], "ant, formica");
+    fs::remove_file(place.path("latents/labels.json")).unwrap();
+    // Another order of the classes does.
+    fs::rename(moved.join("ants"), moved.join("wasps")).unwrap();
+    let error = place.fails(2, &line.replace(" images ", " moved "));
+    assert!(
+        error.contains("latents.json") && error.contains("renamed"),
+        "{error}"
+    );
+    assert!(place.bytes("latents/latents.json") == first);
+    assert!(!place.path("latents/labels.json").exists());
+}
+
+/// As diffusers' repositories have it: shards with an index, half precision alone, a pickle.
+#[test]
+fn an_autoencoder_of_any_form_is_read_and_exported_as_one_plain_file() {
+    let place = place();
+    const WEIGHTS: &str = "diffusion_pytorch_model";
+    let tensors = load(
+        place.path(&format!("vae/{WEIGHTS}.safetensors")),
+        &Device::Cpu,
+    );
+    let tensors = tensors.unwrap().tensors;
+    let folder = |name: &str| {
+        fs::create_dir(place.path(name)).unwrap();
+        fs::copy(
+            place.path("vae/config.json"),
+            place.path(&format!("{name}/config.json")),
+        )
+        .unwrap();
+        place.path(name)
+    };
+    let mut index = serde_json::Map::new();
+    let sharded = folder("sharded");
+    for (i, (name, tensor)) in tensors.iter().enumerate() {
+        let file = format!("{WEIGHTS}-{i:05}-of-{:05}.safetensors", tensors.len());
+        let one = [(name.to_string(), tensor.clone())].into_iter().collect();
+        save(
+            sharded.join(&file),
+            &one,
+            &Metadata::new(),
+            DTypePolicy::Keep,
+        )
+        .unwrap();
+        index.insert(name.into(), file.into());
+    }
+    let text = serde_json::json!({ "weight_map": index }).to_string();
+    fs::write(
+        sharded.join(format!("{WEIGHTS}.safetensors.index.json")),
+        text,
+    )
+    .unwrap();
+    let half = folder("half").join(format!("{WEIGHTS}.fp16.safetensors"));
+    save(half, &tensors, &Metadata::new(), DTypePolicy::F16).unwrap();
+    let pickle = folder("pickle").join(format!("{WEIGHTS}.bin"));
+    save_torch(pickle, &tensors, &[], DTypePolicy::Keep).unwrap();
+
+    place.ok("encode images whole --vae vae --size 16 --dtype f32");
+    let shard = "shard-00000.safetensors";
+    for (form, types) in [("sharded", "F32"), ("half", "F16"), ("pickle", "Float")] {
+        let said = place.ok(&format!("inspect {form}"));
+        assert!(said.contains("AutoencoderKL"), "{said}");
+        assert!(said.contains(&format!("types       {types}\n")), "{said}");
+        place.ok(&format!(
+            "encode images by-{form} --vae {form} --size 16 --dtype f32"
+        ));
+        let same =
+            place.bytes(&format!("by-{form}/{shard}")) == place.bytes(&format!("whole/{shard}"));
+        assert_eq!(same, form != "half", "{form}");
+        place.ok(&format!(
+            "export teacher/model out-{form} --format diffusers --vae {form}"
+        ));
+        let exported = place.path(&format!("out-{form}/vae"));
+        assert_eq!(fs::read_dir(&exported).unwrap().count(), 2, "{form}");
+        let plain = load(
+            exported.join(format!("{WEIGHTS}.safetensors")),
+            &Device::Cpu,
+        )
+        .unwrap();
+        for (name, tensor) in plain.tensors.iter() {
+            assert_eq!(tensor.dtype(), DType::F32, "{form} {name}");
+            if form != "half" {
+                assert_eq!(
+                    values(tensor),
+                    values(tensors.require(name).unwrap()),
+                    "{name}"
+                );
+            }
+        }
+        assert_eq!(plain.tensors.len(), tensors.len());
+    }
+    // Weights that are not those of the config.
+    let mut other = place.json("vae/config.json");
+    other["block_out_channels"] = serde_json::json!([8, 16]);
+    fs::write(place.path("half/config.json"), other.to_string()).unwrap();
+    place.fails(
+        1,
+        "export teacher/model wrong --format diffusers --vae half",
+    );
+    assert!(!place.path("wrong").exists());
+}
+
+#[test]
+fn a_damaged_shard_is_encoded_again() {
+    let place = place();
+    let line = "encode images latents --vae vae --size 16 --shard-images 5";
+    place.ok(line);
+    let shard = place.path("latents/shard-00001.safetensors");
+    let whole = fs::read(&shard).unwrap();
+    fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
+    let said = place.run(line).stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(
+        said.contains("shard-00001") && said.contains("again"),
+        "{said}"
+    );
+    assert!(fs::read(&shard).unwrap() == whole);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::model_dir::{CONFIG_FILE, WEIGHTS_FILE, read_config};
 use crate::root::Root;
 use crate::save::Metadata;
 use crate::weight_file::WeightFile;
+use crate::weight_names::{DIFFUSERS_WEIGHTS, Weights};
 use crate::window::first_bytes;
 use crate::{header, torch};
 
@@ -58,12 +59,8 @@ pub struct Checkpoint {
     config: Option<Value>,
 }
 
-/// What diffusers calls the weights of a model.
-const DIFFUSERS_WEIGHTS: &str = "diffusion_pytorch_model";
 /// The end of the name of an index of shards.
 const INDEX: &str = ".safetensors.index.json";
-/// The end of the name of weights that were published in half precision, alone or beside the whole ones.
-const HALF: &str = ".fp16.safetensors";
 /// The description of a pipeline of diffusers.
 const PIPELINE: &str = "model_index.json";
 
@@ -83,7 +80,8 @@ impl Checkpoint {
                 "does not exist; a model directory, a .safetensors or .pt file, or a folder of diffusers is expected",
             ));
         }
-        if path.to_string_lossy().ends_with(INDEX) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(".json") && name.contains(".index.") {
             return Self::of_index(path, path);
         }
         Self::of_file(path)
@@ -107,27 +105,17 @@ impl Checkpoint {
                     ),
                 ));
             }
-            return Self::of_transformer(path, &transformer);
+            return Self::of_network(path, &transformer);
         }
         let config = path.join(CONFIG_FILE);
         let has_class = || Some(json(&config).ok()?.get("_class_name").is_some());
         if config.is_file() && has_class() == Some(true) {
-            return Self::of_transformer(path, path);
-        }
-        let mut indices = names(path)?.into_iter().filter(|n| n.ends_with(INDEX));
-        if !config.is_file()
-            && let (Some(index), None) = (indices.next(), indices.next())
-        {
-            return Self::of_index(path, &path.join(index));
+            return Self::of_network(path, path);
         }
         if !config.is_file()
-            && let Some(file) = only_weights(path)?
+            && let Some(found) = Self::of_weights(path)?
         {
-            let found = Self::of_file(&file)?;
-            // Nothing in its header: weights of a model directory that has lost its config.json.
-            if !file.ends_with(WEIGHTS_FILE) || !found.metadata().is_empty() {
-                return Ok(found);
-            }
+            return Ok(found);
         }
         let config = read_config(path)?;
         let file = header::read(&path.join(WEIGHTS_FILE))?;
@@ -139,26 +127,47 @@ impl Checkpoint {
         )
     }
 
-    /// The folder `path`, whose network lies in its folder `transformer`.
-    fn of_transformer(path: &Path, transformer: &Path) -> Result<Self> {
-        let config = Some(json(&transformer.join(CONFIG_FILE))?);
-        let at = |end: &str| transformer.join(format!("{DIFFUSERS_WEIGHTS}{end}"));
-        let files = if at(".safetensors").is_file() {
-            vec![header::read(&at(".safetensors"))?]
-        } else if at(INDEX).is_file() {
-            shards(&at(INDEX))?
-        } else if at(".bin").is_file() {
-            vec![weight_file(&at(".bin"))?.1]
-        } else if at(HALF).is_file() {
-            vec![header::read(&at(HALF))?]
-        } else {
-            let found = names(transformer)?.join(", ");
-            return Err(Error::file(
-                transformer,
-                format!(
-                    "has no {DIFFUSERS_WEIGHTS}.safetensors, {DIFFUSERS_WEIGHTS}{INDEX} or .bin; it has {found}"
-                ),
-            ));
+    /// The folder `path`, which has no description: a repository of the original code.
+    fn of_weights(path: &Path) -> Result<Option<Self>> {
+        let all = names(path)?;
+        let found = Weights::among(all.iter().map(String::as_str));
+        let mut indices = all.iter().filter(|name| name.ends_with(INDEX));
+        if let Some(index) = &found.index {
+            return Self::of_index(path, &path.join(index)).map(Some);
+        }
+        if let (Some(index), None) = (indices.next(), indices.next()) {
+            return Self::of_index(path, &path.join(index)).map(Some);
+        }
+        match &found.files[..] {
+            [] => Ok(None),
+            [only] => {
+                let file = Self::of_file(&path.join(only))?;
+                // Nothing in its header: weights of a model directory that has lost its config.json.
+                let is_lost = only == WEIGHTS_FILE && file.metadata().is_empty();
+                Ok((!is_lost).then_some(file))
+            }
+            _ => Err(several(path, &found)),
+        }
+    }
+
+    /// The folder `path`, whose network lies in its folder `inner`.
+    fn of_network(path: &Path, inner: &Path) -> Result<Self> {
+        let config = Some(json(&inner.join(CONFIG_FILE))?);
+        let all = names(inner)?;
+        let found = Weights::among(all.iter().map(String::as_str));
+        let files = match (&found.index, &found.files[..]) {
+            (Some(index), _) => shards(&inner.join(index))?,
+            (None, [only]) => vec![weight_file(&inner.join(only))?.1],
+            (None, []) => {
+                return Err(Error::file(
+                    inner,
+                    format!(
+                        "has no {DIFFUSERS_WEIGHTS}.safetensors, {DIFFUSERS_WEIGHTS}{INDEX} or .bin; it has {}",
+                        all.join(", ")
+                    ),
+                ));
+            }
+            (None, _) => return Err(several(inner, &found)),
         };
         Self::new(path, Format::Diffusers, files, config)
     }
@@ -173,12 +182,18 @@ impl Checkpoint {
         files: Vec<WeightFile>,
         config: Option<Value>,
     ) -> Result<Self> {
+        let mut files = files;
+        strip_wrappers(&mut files, "");
         let entries = files.iter().flat_map(|f| &f.entries);
         let names: Vec<&str> = entries.map(|e| e.name.as_str()).collect();
+        let roots = Root::among(&names);
+        for root in &roots {
+            strip_wrappers(&mut files, root.prefix());
+        }
         Ok(Self {
             path: path.to_path_buf(),
             format,
-            roots: Root::among(&names),
+            roots,
             files,
             config,
         })
@@ -256,11 +271,19 @@ impl Checkpoint {
                 names.join(", ")
             ))),
             (None, [only]) => Ok(*only),
-            (None, [first, ..]) => Err(Error::usage(format!(
-                "{0}: has the roots {1}, which are different weights; say which is meant: {0}#{first}",
-                self.path.display(),
-                names.join(", ")
-            ))),
+            (None, [first, ..]) => {
+                // Images are drawn with the average; the raw weights are for training on.
+                let averaged = self
+                    .roots
+                    .iter()
+                    .find(|r| [Root::Ema, Root::ModelEma].contains(r));
+                Err(Error::usage(format!(
+                    "{0}: has the roots {1}, which are different weights; say which is meant: {0}#{2}",
+                    self.path.display(),
+                    names.join(", "),
+                    averaged.unwrap_or(first)
+                )))
+            }
         }
     }
 
@@ -302,17 +325,41 @@ impl Checkpoint {
     }
 }
 
-/// The weight file of a folder that has one and no description: a repository of the original code.
-fn only_weights(folder: &Path) -> Result<Option<PathBuf>> {
-    let is_weights = |name: &String| {
-        let ending = Path::new(name).extension().and_then(|e| e.to_str());
-        ending.is_some_and(|e| ["safetensors", "pt", "pth", "ckpt", "bin"].contains(&e))
+/// What PyTorch's DistributedDataParallel and `torch.compile` put before every name of a network.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+
+/// Takes the wrappers' names away from behind `prefix`, where all names under it have them.
+fn strip_wrappers(files: &mut [WeightFile], prefix: &str) {
+    let under = |name: &str| name.strip_prefix(prefix).map(str::to_owned);
+    loop {
+        let names = files.iter().flat_map(|f| &f.entries);
+        let names: Vec<String> = names.filter_map(|e| under(&e.name)).collect();
+        let wraps =
+            |wrapper: &&str| !names.is_empty() && names.iter().all(|n| n.starts_with(wrapper));
+        let Some(wrapper) = WRAPPERS.into_iter().find(|w| wraps(&w)) else {
+            return;
+        };
+        for entry in files.iter_mut().flat_map(|f| &mut f.entries) {
+            let inner = under(&entry.name).and_then(|n| Some(n.strip_prefix(wrapper)?.to_owned()));
+            if let Some(inner) = inner {
+                entry.name = format!("{prefix}{inner}");
+            }
+        }
+    }
+}
+
+/// Nothing tells which of a folder's files is meant.
+fn several(folder: &Path, found: &Weights) -> Error {
+    let all = found.checkpoints();
+    let what = match &all[..] {
+        [shards] => format!("has the shards {shards}, but not their index: copy that, too"),
+        _ => format!(
+            "holds several checkpoints ({}); name the one that is meant: {}",
+            all.join(", "),
+            folder.join(&all[0]).display()
+        ),
     };
-    let mut found = names(folder)?.into_iter().filter(is_weights);
-    Ok(match (found.next(), found.next()) {
-        (Some(name), None) => Some(folder.join(name)),
-        _ => None,
-    })
+    Error::usage(format!("{}: {what}", folder.display()))
 }
 
 /// One file of weights, and what kind it is.
@@ -343,7 +390,7 @@ struct Index {
 fn shards(index: &Path) -> Result<Vec<WeightFile>> {
     let wrong = |what: String| Error::file(index, what);
     let found: Index = serde_json::from_value(json(index)?)
-        .map_err(|e| wrong(format!("is not an index of safetensors files: {e}")))?;
+        .map_err(|e| wrong(format!("is not an index of weight files: {e}")))?;
     let names: BTreeSet<&String> = found.weight_map.values().collect();
     if names.is_empty() {
         return Err(wrong("names no file".into()));
@@ -357,7 +404,7 @@ fn shards(index: &Path) -> Result<Vec<WeightFile>> {
                 "names `{name}`; the name of a file beside it is expected"
             )));
         }
-        let file = header::read(&folder.join(name))?;
+        let (_, file) = weight_file(&folder.join(name))?;
         for entry in &file.entries {
             match found.weight_map.get(&entry.name) {
                 Some(place) if place == name => {}

@@ -16,6 +16,7 @@ mod save;
 mod space;
 mod torch;
 mod weight_file;
+mod weight_names;
 mod window;
 
 pub use atomic::{remove_partials, write_atomic, write_folder};
@@ -33,3 +34,4 @@ pub use provenance::{Narrowed, Provenance};
 pub use root::Root;
 pub use save::{Metadata, save, save_torch};
 pub use space::{free_space, require_space};
+pub use weight_names::Weights;

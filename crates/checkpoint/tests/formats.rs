@@ -91,6 +91,9 @@ fn a_training_checkpoint_has_roots_and_one_is_chosen() {
 fn mar_calls_its_average_model_ema() {
     let checkpoint = Checkpoint::open(golden("mar.pth")).unwrap();
     assert_eq!(checkpoint.roots(), [Root::Model, Root::ModelEma]);
+    // Images are drawn with the average, which is what is proposed.
+    let error = checkpoint.choose(None).unwrap_err().to_string();
+    assert!(error.ends_with("mar.pth#model_ema"), "{error}");
     let of = |root| {
         checkpoint
             .load(root, DTypePolicy::Keep, &Device::Cpu)
@@ -161,7 +164,10 @@ fn weights_that_lie_alone_in_a_folder_are_meant_by_it() {
     assert_eq!(found.format(), Format::Torch);
     std::fs::copy(golden("views.pt"), folder.path().join("other.pt")).unwrap();
     let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("config.json"), "{error}");
+    assert!(
+        error.contains("several checkpoints (DiT.pt, other.pt)") && error.contains("/DiT.pt"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -302,4 +308,92 @@ fn what_is_written_for_pytorch_is_read_again() {
         read(&path, Some(Root::Model)).is_ok(),
         "the old file stands"
     );
+}
+
+#[test]
+fn whole_precision_comes_before_half_and_every_spelling_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = read(&golden("pipeline"), None).unwrap().tensors;
+    let to = |name: &str| folder.path().join(name);
+    fs::copy(
+        golden("pipeline/transformer/config.json"),
+        to("config.json"),
+    )
+    .unwrap();
+    let dtype = || {
+        let loaded = read(folder.path(), None).unwrap().tensors;
+        loaded.require("pos_embed.proj.bias").unwrap().dtype()
+    };
+    let half = "diffusion_pytorch_model.bf16.bin";
+    save_torch(to(half), &weights, &[], DTypePolicy::Bf16).unwrap();
+    assert_eq!(dtype(), DType::BF16);
+    // In shards, whose index carries the variant.
+    let index = write_shards(folder.path(), "part", &weights);
+    let text = fs::read_to_string(&index).unwrap();
+    fs::remove_file(index).unwrap();
+    for i in 1..3 {
+        let name = format!("diffusion_pytorch_model-{i}-of-2.fp16.safetensors");
+        fs::rename(to(&format!("part-{i}-of-2.safetensors")), to(&name)).unwrap();
+    }
+    let text = text
+        .replace("part", "diffusion_pytorch_model")
+        .replace("2.safetensors", "2.fp16.safetensors");
+    let index = to("diffusion_pytorch_model.safetensors.index.fp16.json");
+    fs::write(&index, text).unwrap();
+    assert_eq!(dtype(), DType::F32, "what the shards really hold");
+    assert_eq!(Checkpoint::open(folder.path()).unwrap().files().count(), 2);
+    assert_same(&read(&index, None).unwrap().tensors, &weights);
+    // Whole ones as a pickle come before both, and other weights before nothing.
+    let whole = "diffusion_pytorch_model.bin";
+    save_torch(to(whole), &weights, &[], DTypePolicy::Keep).unwrap();
+    let files = |c: &Checkpoint| c.files().map(Path::to_path_buf).collect::<Vec<_>>();
+    assert_eq!(
+        files(&Checkpoint::open(folder.path()).unwrap()),
+        [to(whole)]
+    );
+    fs::rename(to(whole), to("diffusion_pytorch_model.non_ema.bin")).unwrap();
+    assert_eq!(Checkpoint::open(folder.path()).unwrap().files().count(), 2);
+}
+
+#[test]
+fn shards_of_pickles_have_an_index_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut places = serde_json::Map::new();
+    for (i, (name, tensor)) in official().iter().enumerate() {
+        let file = format!("pytorch_model-{:05}-of-{:05}.bin", i + 1, official().len());
+        let one = [(name.to_string(), tensor.clone())].into_iter().collect();
+        save_torch(folder.path().join(&file), &one, &[], DTypePolicy::Keep).unwrap();
+        places.insert(name.into(), file.into());
+    }
+    let text = serde_json::json!({ "weight_map": places }).to_string();
+    fs::write(folder.path().join("pytorch_model.bin.index.json"), text).unwrap();
+    assert_same(&read(folder.path(), None).unwrap().tensors, &official());
+}
+
+#[test]
+fn names_of_parallel_and_compiled_networks_lose_their_wrapper() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.pt");
+    let wrapped = |prefix: &str| -> StateDict {
+        let weights = official();
+        let named = weights
+            .iter()
+            .map(|(n, t)| (format!("{prefix}{n}"), t.clone()));
+        named.collect()
+    };
+    for prefix in ["module.", "_orig_mod.", "module._orig_mod."] {
+        save_torch(&path, &wrapped(prefix), &[], DTypePolicy::Keep).unwrap();
+        assert_same(&read(&path, None).unwrap().tensors, &official());
+        let inner = [Root::Model];
+        save_torch(&path, &wrapped(prefix), &inner, DTypePolicy::Keep).unwrap();
+        assert_same(
+            &read(&path, Some(Root::Model)).unwrap().tensors,
+            &official(),
+        );
+    }
+    // A part that happens to be called so is none.
+    let mut mixed = wrapped("module.");
+    mixed.insert("other", Tensor::new(1f32, &Device::Cpu).unwrap());
+    save_torch(&path, &mixed, &[], DTypePolicy::Keep).unwrap();
+    assert_same(&read(&path, None).unwrap().tensors, &mixed);
 }

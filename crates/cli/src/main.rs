@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
+mod claim;
 mod class_names;
 mod classifier;
 mod commands;
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
     keep_freed_memory();
     let mut cli = match parse() {
         Ok(cli) => cli,
-        Err(error) => return fail(&error),
+        Err(error) => return fail(&error, ""),
     };
     log_to_stderr(cli.verbose, cli.quiet);
     if cli.quiet {
@@ -81,7 +82,7 @@ fn main() -> ExitCode {
     }
     match cli.command.run(cli.lock.as_deref(), &stop) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+        Err(error) => fail(&error, cli.command.when_stopped()),
     }
 }
 
@@ -116,9 +117,14 @@ fn negative_numbers_are_values(command: clap::Command) -> clap::Command {
         .mut_subcommands(negative_numbers_are_values)
 }
 
-fn fail(error: &anyhow::Error) -> ExitCode {
-    output::complain(format_args!("error: {error:#}"));
-    ExitCode::from(match error.downcast_ref::<Error>() {
+/// Says what went wrong, and `when_stopped` where it was the user.
+fn fail(error: &anyhow::Error, when_stopped: &str) -> ExitCode {
+    let kind = error.downcast_ref::<Error>();
+    match kind {
+        Some(Error::Stopped) => output::complain(format_args!("error: {error:#}; {when_stopped}")),
+        _ => output::complain(format_args!("error: {error:#}")),
+    }
+    ExitCode::from(match kind {
         Some(Error::Usage(_)) => 2,
         Some(Error::Interrupted { .. } | Error::Stopped) => 130,
         _ => 1,

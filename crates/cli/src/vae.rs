@@ -5,18 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use tinyfusion::checkpoint::{Checkpoint, DTypePolicy, Loaded, Root};
+use tinyfusion::checkpoint::{CONFIG_FILE, Checkpoint, DTypePolicy, Loaded, Root};
 use tinyfusion::core::{Error, check_shapes};
 use tinyfusion::data::to_uint8;
 use tinyfusion::models::vae::{Layout, Posterior, Tiling};
 use tinyfusion::models::{AutoencoderKl, VaeConfig};
-
-/// Names that weights have in a folder, in the order in which they are looked for.
-const WEIGHTS: [&str; 3] = [
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "diffusion_pytorch_model.bin",
-];
 
 /// What diffusers calls one.
 pub(crate) const CLASS: &str = "AutoencoderKL";
@@ -31,14 +24,18 @@ pub(crate) struct Vae {
 }
 
 impl Vae {
-    /// Reads a folder of diffusers (config.json beside the weights, or both in its folder `vae`), or a single file in any
+    /// Reads a folder of diffusers (config.json beside the weights, or both in its folder `vae`), or weights in any
     /// published layout, whose sizes are then those of Stable Diffusion's or MAR's autoencoder.
     pub(crate) fn load(path: &Path, device: &Device) -> Result<Self> {
-        let (config, weights) = match path.is_dir() {
-            true => of_folder(path)?,
-            false => (None, path.to_path_buf()),
+        let folder = vae_folder(path);
+        let file = Checkpoint::open(&folder)?;
+        let config = match file.config() {
+            Some(config) => {
+                let config = VaeConfig::from_diffusers(&config.to_string());
+                Some(config.map_err(|e| Error::file(folder.join(CONFIG_FILE), e))?)
+            }
+            None => None,
         };
-        let file = Checkpoint::open(&weights)?;
         let mut loaded = file.load(root_of(&file)?, DTypePolicy::F32, device)?;
         let network = loaded.tensors.iter().filter(|(name, _)| is_network(name));
         loaded.tensors = network
@@ -113,28 +110,6 @@ pub(crate) fn vae_folder(path: &Path) -> PathBuf {
         inner
     } else {
         path.to_path_buf()
-    }
-}
-
-/// The config and the weight file of a folder.
-fn of_folder(path: &Path) -> Result<(Option<VaeConfig>, PathBuf)> {
-    let folder = vae_folder(path);
-    let file = folder.join("config.json");
-    let text = std::fs::read_to_string(&file).map_err(|e| {
-        Error::file(
-            &file,
-            format!("{e}; diffusers writes it beside an autoencoder's weights"),
-        )
-    })?;
-    let config = VaeConfig::from_diffusers(&text).map_err(|e| Error::file(&file, e))?;
-    let weights = WEIGHTS.map(|name| folder.join(name));
-    match weights.iter().find(|file| file.is_file()) {
-        Some(file) => Ok((Some(config), file.clone())),
-        None => Err(Error::file(
-            &folder,
-            format!("holds no weights: {} is expected", WEIGHTS.join(" or ")),
-        )
-        .into()),
     }
 }
 

@@ -24,8 +24,8 @@ pub enum Error {
         /// Steps completed, all of them in the last checkpoint.
         step: u64,
     },
-    /// The command was asked to stop before it had anything to keep.
-    #[error("interrupted: nothing was written")]
+    /// The command was asked to stop, without a checkpoint; what is kept the program says.
+    #[error("interrupted")]
     Stopped,
     /// A tensor operation failed.
     #[error(transparent)]

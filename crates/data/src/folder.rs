@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 use image::{ImageReader, RgbImage};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tinyfusion_core::{Error, LatentBatch, Result, StepRng};
 
 use crate::Source;
@@ -33,6 +34,7 @@ pub enum Augment {
 /// [-1, 1]. Names that begin with a dot are left out.
 #[derive(Debug, Clone)]
 pub struct ImageFolder {
+    root: PathBuf,
     classes: Vec<String>,
     files: Vec<(PathBuf, u32)>,
     size: usize,
@@ -72,6 +74,7 @@ impl ImageFolder {
             ));
         }
         Ok(Self {
+            root: root.to_path_buf(),
             classes,
             files,
             size,
@@ -88,6 +91,22 @@ impl ImageFolder {
     pub fn path(&self, index: u64) -> Option<&Path> {
         let index = usize::try_from(index).ok()?;
         self.files.get(index).map(|(path, _)| path.as_path())
+    }
+
+    /// SHA-256 of the list of pictures in lower-case hexadecimal: which number is which picture of which class. Where the
+    /// folder stands, and what is in the pictures, is no part of it.
+    pub fn listing_sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        for (path, _) in &self.files {
+            let name = path.strip_prefix(&self.root).unwrap_or(path); // its first part is the class
+            for part in name {
+                hash.update(part.as_encoded_bytes());
+                hash.update(b"/");
+            }
+            hash.update(b"\n");
+        }
+        let bytes = hash.finalize();
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
     }
 
     fn load(

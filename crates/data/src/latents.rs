@@ -19,7 +19,7 @@ use tinyfusion_core::{Error, LatentBatch, Result};
 
 pub use self::npy::NpyLatents;
 pub use self::shards::{
-    INDEX_FILE, LatentContent, LatentIndex, Shard, ShardWriter, ShardedLatents,
+    Damage, INDEX_FILE, LatentContent, LatentIndex, Shard, ShardWriter, ShardedLatents,
 };
 pub use self::writer::LatentWriter;
 use crate::Source;

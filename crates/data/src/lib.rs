@@ -12,8 +12,8 @@ pub use source::Source;
 
 pub use folder::{Augment, ImageFolder, center_crop};
 pub use latents::{
-    INDEX_FILE, LatentContent, LatentIndex, LatentType, LatentWriter, NpyLatents, PackedLatents,
-    Shard, ShardWriter, ShardedLatents,
+    Damage, INDEX_FILE, LatentContent, LatentIndex, LatentType, LatentWriter, NpyLatents,
+    PackedLatents, Shard, ShardWriter, ShardedLatents,
 };
 
 pub use order::{Loader, Order, batch_indices};

@@ -83,10 +83,11 @@ impl RepoCache {
         tinyfusion_checkpoint::write_atomic(&path, |w| w.write_all(commit.as_bytes()))
     }
 
-    /// Notes which files a commit has, for the day without a network.
+    /// Notes which files a commit has, for the day without a network; not where the hub listed them without sizes, by which
+    /// whole files are known then.
     pub(crate) fn remember_files(&self, contents: &Contents) -> Result<()> {
         let path = self.listing(&contents.commit);
-        if !is_commit(&contents.commit) || path.exists() {
+        if !is_commit(&contents.commit) || !contents.sized || path.exists() {
             return Ok(());
         }
         make_parent(&path)?;
@@ -100,9 +101,10 @@ impl RepoCache {
     pub(crate) fn files_of(&self, commit: &str) -> Option<Vec<(String, u64)>> {
         let text = fs::read(self.listing(commit)).ok()?;
         let files: Vec<(String, u64)> = serde_json::from_slice(&text).ok()?;
-        // They become paths.
-        let is_sound = files.iter().all(|(file, _)| check_file(file).is_ok());
-        is_sound.then_some(files)
+        // They become paths. Sizes that are all 0 were noted of a hub that lists none.
+        let are_paths = files.iter().all(|(file, _)| check_file(file).is_ok());
+        let are_sized = files.iter().any(|(_, size)| *size > 0);
+        (are_paths && are_sized).then_some(files)
     }
 
     fn listing(&self, commit: &str) -> PathBuf {

@@ -35,6 +35,8 @@ pub(crate) struct Metadata {
 #[derive(Debug, Clone)]
 pub(crate) struct Contents {
     pub(crate) commit: String,
+    /// Whether all sizes are known; 0 stands for one that is not.
+    pub(crate) sized: bool,
     /// Paths and sizes, sorted by path.
     pub(crate) files: Vec<(String, u64)>,
 }
@@ -309,6 +311,7 @@ fn listing(text: &str) -> Result<Contents, Failure> {
     if !is_commit(&info.sha) {
         return Err(nonsense(&format!("{:?} for a commit", info.sha)));
     }
+    let sized = info.siblings.iter().all(|s| s.size.is_some());
     let mut files: Vec<(String, u64)> = info
         .siblings
         .into_iter()
@@ -318,6 +321,7 @@ fn listing(text: &str) -> Result<Contents, Failure> {
     files.sort();
     Ok(Contents {
         commit: info.sha,
+        sized,
         files,
     })
 }

@@ -133,6 +133,8 @@ impl Subject<'_> {
             Some(_) => "the token that was sent (HF_TOKEN) does not open it",
             None => "no token was sent: set HF_TOKEN",
         };
+        // What a person may see in a browser needs no token here; offline mode, since the hub would refuse again.
+        let by_hand = format!("or {}, and set HF_HUB_OFFLINE=1", self.hand());
         let message = match (code, error_code) {
             (_, Some("GatedRepo")) => {
                 let then = match self.settings.token {
@@ -141,11 +143,11 @@ impl Subject<'_> {
                         "and set HF_TOKEN to a token of that account ({endpoint}/settings/tokens)"
                     ),
                 };
-                format!("{repo} is gated: accept the licence at {page} {then}")
+                format!("{repo} is gated: accept the licence at {page} {then}; {by_hand}")
             }
             (401 | 404, Some("RepoNotFound")) => format!(
                 "{endpoint} has no model repository {repo}, or it is private; check the spelling, and \
-                 for a private one: {token}"
+                 for a private one: {token}; {by_hand}"
             ),
             (404, Some("RevisionNotFound")) => format!(
                 "{repo} has no revision {revision:?}; its branches, tags and commits are at {page}/tree/main"
@@ -154,9 +156,12 @@ impl Subject<'_> {
                 "{repo} has no file {:?} at revision {revision}; its files are at {page}/tree/main",
                 self.file.unwrap_or_default()
             ),
-            (401, _) => format!("{repo} wants to know who asks; {token}"),
-            (403, _) => format!("{repo} may not be read ({}); {token}", failure.brief()),
-            (404, _) => format!("{} is not at {endpoint}", self.name()),
+            (401, _) => format!("{repo} wants to know who asks; {token}; {by_hand}"),
+            (403, _) => format!(
+                "{repo} may not be read ({}); {token}; {by_hand}",
+                failure.brief()
+            ),
+            (404, _) => format!("{} is not at {endpoint}; {by_hand}", self.name()),
             _ => return Error::run(format!("{path}: {}: {}", self.name(), failure.brief())),
         };
         Error::usage(format!("{path}: {message}"))

@@ -9,6 +9,7 @@ use crate::client::{Client, Contents};
 use crate::download::{Download, is_whole};
 use crate::explain::Subject;
 use crate::failure::Failure;
+use crate::folders::{walk, within};
 use crate::hashes::Content;
 use crate::lock::{Lock, Pinned};
 use crate::path::{HubPath, is_commit};
@@ -139,6 +140,18 @@ impl Hub {
         let revision = self.revision(path);
         let contents = self.contents(path, &revision, progress)?;
         let wanted = self.wanted(path, selection, &contents)?;
+        let prefix = path.file().unwrap_or_default();
+        let inside: Vec<&str> = wanted
+            .iter()
+            .filter_map(|(f, _)| within(prefix, f))
+            .collect();
+        if let Some(several) = selection.undecided(&inside) {
+            return Err(Error::usage(format!(
+                "{path}: holds several checkpoints ({}), and nothing that says which is meant; name one: {path}/{}",
+                several.join(", "),
+                several[0]
+            )));
+        }
         let commit = &contents.commit;
         if !self.frozen {
             // Before the first file: a download that is broken off leaves a part, and nobody should take it for the whole.
@@ -172,7 +185,6 @@ impl Hub {
         if is_commit(commit) && revision == path.revision() {
             RepoCache::new(&self.client.settings, path).remember(&revision, commit)?;
         }
-        let prefix = path.file().unwrap_or_default();
         Ok(Folder {
             root: match path.file() {
                 Some(folder) => snapshot.join(folder),
@@ -332,6 +344,7 @@ impl Hub {
     ) -> Result<Contents> {
         if let Some(lock) = self.lock.as_ref().filter(|_| self.frozen) {
             return Ok(Contents {
+                sized: true,
                 commit: revision.to_owned(),
                 files: lock.of(path).map(|p| (p.file.clone(), p.size)).collect(),
             });
@@ -366,7 +379,11 @@ impl Hub {
                 if let Some(failure) = failure {
                     tracing::warn!(%path, "the hub does not answer ({}); taking what the cache has", failure.brief());
                 }
-                Ok(Contents { commit, files })
+                Ok(Contents {
+                    sized: true,
+                    commit,
+                    files,
+                })
             }
             (true, Some(failure)) => Err(subject.failed(&failure)),
             (true, None) => Err(subject.offline()),
@@ -434,9 +451,16 @@ impl Hub {
                 local,
                 format!(
                     "is not the {file} of {} that the lock pins at commit {}: expected SHA-256 {} ({} bytes), \
-                     found {sha256} ({size} bytes); delete the file to download it again, or its entry in the lock if \
-                     the change is meant",
-                    pinned.repo, pinned.commit, pinned.sha256, pinned.size
+                     found {sha256} ({size} bytes); delete {} to download it again, or its entry in the lock if the \
+                     change is meant",
+                    pinned.repo,
+                    pinned.commit,
+                    pinned.sha256,
+                    pinned.size,
+                    // Where the content is: without its link alone the same content would be linked again.
+                    fs::canonicalize(local)
+                        .unwrap_or_else(|_| local.to_path_buf())
+                        .display()
                 ),
             )),
             None => {
@@ -472,38 +496,4 @@ fn is_sound(pointer: &Path, etag: &str) -> bool {
         tracing::warn!(file = %pointer.display(), "is not what the hub names; downloading it");
     }
     sound
-}
-
-/// The rest of `file` inside `folder`; the whole repository is the folder "".
-fn within<'f>(folder: &str, file: &'f str) -> Option<&'f str> {
-    match folder {
-        "" => Some(file),
-        _ => file.strip_prefix(folder)?.strip_prefix('/'),
-    }
-}
-
-/// Every file below `folder`, with its size; what is still being written, and links to nothing, are left out.
-fn walk(folder: &Path, prefix: &str, files: &mut Vec<(String, u64)>) -> std::io::Result<()> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let path = format!("{prefix}{name}");
-        if name.ends_with(".partial") {
-            continue;
-        }
-        match fs::metadata(entry.path()) {
-            Ok(m) if m.is_file() => files.push((path, m.len())),
-            // A link to a folder could lead round in circles; the hub's layout has none.
-            Ok(m) if m.is_dir() && entry.file_type()?.is_dir() => {
-                walk(&entry.path(), &format!("{path}/"), files)?;
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }

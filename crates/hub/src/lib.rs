@@ -5,6 +5,7 @@ mod client;
 mod download;
 mod explain;
 mod failure;
+mod folders;
 mod hashes;
 mod hub;
 mod lock;

@@ -1,12 +1,14 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
+use tinyfusion_checkpoint::Weights;
 use tinyfusion_core::{Error, Result};
 
-/// Endings of weight files, the safest first.
-const WEIGHTS: [&str; 5] = ["safetensors", "bin", "pt", "pth", "ckpt"];
 /// What a diffusers pipeline has in its root.
 const PIPELINE: &str = "model_index.json";
+
+/// What says what a folder's files are: of a pipeline, a network, a set of latents.
+const DESCRIPTIONS: [&str; 3] = [PIPELINE, "config.json", "latents.json"];
 
 /// Which files of a repository's folder are wanted.
 #[derive(Debug, Clone)]
@@ -19,11 +21,10 @@ enum Rule {
 }
 
 impl Selection {
-    /// What a model needs: every `.json`, and in each folder the weights in the best format there is (`.safetensors`,
-    /// else `.bin`, `.pt`, `.pth` or `.ckpt`).
+    /// What a model needs: every `.json`, and in each folder the weights that are read of it ([`Weights`]): whole ones before
+    /// those in half precision, and of these the best format there is (`.safetensors`, else `.bin`, `.pt`, `.pth` or `.ckpt`).
     ///
-    /// Left out are variants beside their original (`x.fp16.safetensors` beside `x.safetensors`) and whole checkpoints in
-    /// the root of a diffusers pipeline, whose models have folders of their own.
+    /// Left out are whole checkpoints in the root of a diffusers pipeline, whose models have folders of their own.
     pub fn model() -> Self {
         Self(Rule::Model)
     }
@@ -47,9 +48,21 @@ impl Selection {
     /// What is wanted, in words.
     pub(crate) fn wanted(&self) -> String {
         match &self.0 {
-            Rule::Model => format!("weights (.{})", WEIGHTS.join(", .")),
+            Rule::Model => "weights (.safetensors, .bin, .pt, .pth, .ckpt)".into(),
             Rule::Globs(_, texts) => format!("file matching {}", texts.join(" or ")),
         }
+    }
+
+    /// The checkpoints in `files` among which nothing tells which is meant: several, and no description beside them. A reader
+    /// of the folder would refuse them.
+    pub(crate) fn undecided(&self, files: &[&str]) -> Option<Vec<String>> {
+        let described = DESCRIPTIONS.iter().any(|f| files.contains(f));
+        if described || matches!(self.0, Rule::Globs(..)) {
+            return None;
+        }
+        let here = files.iter().copied().filter(|f| !f.contains('/'));
+        let found = Weights::among(here).checkpoints();
+        (found.len() > 1).then_some(found)
     }
 
     /// The wanted ones of `files`, which are relative to the folder; `None` if what is wanted is not among them.
@@ -65,52 +78,33 @@ impl Selection {
 }
 
 fn model<'f>(files: &[&'f str]) -> Option<Vec<&'f str>> {
-    let all: BTreeSet<&str> = files.iter().copied().collect();
-    let pipeline = all.contains(PIPELINE);
-    let best = |folder: &str| {
-        WEIGHTS.into_iter().find(|ending| {
-            files
-                .iter()
-                .any(|f| split(f).0 == folder && ending_of(f) == *ending)
-        })
-    };
-    let mut weights = 0;
-    let picked: Vec<&str> = files
-        .iter()
-        .copied()
-        .filter(|file| {
-            let (folder, _) = split(file);
-            let ending = ending_of(file);
-            if ending == "json" {
-                return true;
-            }
-            let taken = WEIGHTS.contains(&ending)
-                && best(folder) == Some(ending)
-                && !(pipeline && folder.is_empty())
-                && !is_variant(file, &all);
-            weights += usize::from(taken);
-            taken
-        })
-        .collect();
-    (weights > 0).then_some(picked)
+    let pipeline = files.contains(&PIPELINE);
+    let mut folders: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for file in files {
+        let (folder, name) = split(file);
+        folders.entry(folder).or_default().push(name);
+    }
+    if pipeline {
+        folders.remove("");
+    }
+    let weights = folders.into_iter().flat_map(|(folder, names)| {
+        let found = Weights::among(names).files.into_iter();
+        found.map(move |name| whole(folder, &name))
+    });
+    let weights: BTreeSet<String> = weights.collect();
+    let is_wanted = |file: &&&str| file.ends_with(".json") || weights.contains(**file);
+    (!weights.is_empty()).then(|| files.iter().filter(is_wanted).copied().collect())
 }
 
 fn split(file: &str) -> (&str, &str) {
     file.rsplit_once('/').unwrap_or(("", file))
 }
 
-fn ending_of(file: &str) -> &str {
-    split(file).1.rsplit_once('.').map_or("", |(_, e)| e)
-}
-
-/// `x.fp16.safetensors` where `x.safetensors` stands too.
-fn is_variant(file: &str, all: &BTreeSet<&str>) -> bool {
-    let Some((stem, ending)) = file.rsplit_once('.') else {
-        return false;
-    };
-    stem.rsplit_once('.').is_some_and(|(original, variant)| {
-        !variant.contains('/') && all.contains(format!("{original}.{ending}").as_str())
-    })
+fn whole(folder: &str, name: &str) -> String {
+    match folder {
+        "" => name.to_owned(),
+        _ => format!("{folder}/{name}"),
+    }
 }
 
 #[cfg(test)]
@@ -158,12 +152,39 @@ mod tests {
         assert_eq!(picked(&files), files);
         assert_eq!(picked(&["x.fp16.safetensors"]), ["x.fp16.safetensors"]);
         assert_eq!(picked(&["DiT-XL-2-256x256.pt"]), ["DiT-XL-2-256x256.pt"]);
+        // Half of the precision is worse than another format, and other weights are none.
+        assert_eq!(picked(&["a/x.fp16.safetensors", "a/x.bin"]), ["a/x.bin"]);
+        assert!(picked(&["x.non_ema.safetensors"]).is_empty());
+        // An index and its shards in half precision are read.
+        let half = [
+            "x-00001-of-00001.fp16.safetensors",
+            "x.safetensors.index.fp16.json",
+        ];
+        assert_eq!(picked(&half), half);
     }
 
     #[test]
     fn no_weights_is_no_model() {
         assert!(Selection::model().pick(&["config.json"]).is_none());
         assert!(Selection::model().pick(&[]).is_none());
+    }
+
+    #[test]
+    fn several_checkpoints_without_a_description_are_undecided() {
+        let undecided = |files: &[&str]| Selection::model().undecided(files);
+        let two = ["DiT-256.pt", "DiT-512.pt"];
+        assert_eq!(undecided(&two), Some(two.map(String::from).to_vec()));
+        assert_eq!(undecided(&["DiT-256.pt", "vae/x.pt"]), None);
+        assert_eq!(undecided(&[&two[..], &["config.json"]].concat()), None);
+        let latents = [
+            "latents.json",
+            "shard-00000.safetensors",
+            "shard-00001.safetensors",
+        ];
+        assert_eq!(undecided(&latents), None);
+        assert_eq!(picked(&latents), latents);
+        let shards = ["x-1-of-2.safetensors", "x-2-of-2.safetensors"];
+        assert_eq!(undecided(&shards), None);
     }
 
     #[test]

@@ -40,6 +40,8 @@ fn a_gated_repository_says_which_licence() {
             &message,
             &["is gated", &page, "set HF_TOKEN", "/settings/tokens"],
         );
+        let cache = settings.cache.display().to_string();
+        says(&message, &["by hand", &cache, "HF_HUB_OFFLINE=1"]);
     }
     settings.token = Some(Token::new("hf_other").unwrap());
     let (_, message) = refusal(&in_repo(WEIGHTS), &settings);
@@ -106,6 +108,7 @@ fn other_refusals_are_passed_on() {
         world.server.fail("HEAD", Fault::Status(code), 1);
         let (_, message) = refusal(&in_repo(WEIGHTS), &world.settings());
         says(&message, &[part]);
+        assert_eq!(message.contains("by hand and put it at"), code < 450);
     }
     assert_eq!(world.server.seen().len(), 4, "a refusal is not repeated");
 }

@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 
-use support::{CONFIG, REPO, Watch, World, in_repo, weights};
+use support::{CONFIG, REPO, Watch, World, in_repo, tree, weights};
 use tinyfusion_core::Error;
 use tinyfusion_hub::{Hub, Listed, Selection};
 use tinyfusion_testing::hub_server::Storage;
@@ -163,4 +163,44 @@ fn a_killed_folder_goes_on_with_the_file_it_was_at() {
     );
     assert_eq!(watch.planned.unwrap().0, 3, "the first two stayed");
     assert!(watch.at[0] >= 300_000);
+}
+
+#[test]
+fn several_checkpoints_are_asked_about_before_anything_is_downloaded() {
+    let world = World::new();
+    let files = [
+        ("README.md", b"#".as_slice(), Storage::Git),
+        ("DiT-256.pt", b"small", Storage::Lfs),
+        ("DiT-512.pt", b"large", Storage::Lfs),
+    ];
+    world.server.commit(REPO, "main", &files);
+    let mut hub = Hub::new(world.settings());
+    let error = hub.resolve(&in_repo("@main"), &mut ()).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)), "{error}");
+    let message = error.to_string();
+    let example = format!("name one: hub://{REPO}@main/DiT-256.pt");
+    assert!(
+        message.contains("(DiT-256.pt, DiT-512.pt)") && message.contains(&example),
+        "{message}"
+    );
+    assert!(world.downloads().is_empty() && tree(&world.cache()).is_empty());
+    // What it would be can still be listed, and one be named.
+    let listed = hub
+        .list(&in_repo(""), &Selection::model(), &mut ())
+        .unwrap();
+    assert_eq!(listed.len(), 2);
+    hub.resolve(&in_repo("/DiT-512.pt"), &mut ()).unwrap();
+}
+
+#[test]
+fn a_hub_that_lists_no_sizes_leaves_a_cache_that_works_offline() {
+    let (world, _) = World::with_model();
+    world.server.hide_sizes();
+    let mut settings = world.settings();
+    let online = Hub::new(settings.clone())
+        .resolve(&in_repo(""), &mut ())
+        .unwrap();
+    settings.offline = true;
+    let offline = Hub::new(settings).resolve(&in_repo(""), &mut ()).unwrap();
+    assert_eq!(online, offline);
 }

@@ -139,6 +139,15 @@ fn content_that_is_not_what_the_lock_pins_is_refused() {
         "{message}"
     );
     assert!(message.contains(&local.display().to_string()) && message.contains(&pinned.commit));
+    // What is to be deleted is the content, not the link to it: then it is downloaded again.
+    let blob = fs::canonicalize(&local).unwrap();
+    assert!(
+        message.contains(&format!("delete {} ", blob.display())),
+        "{message}"
+    );
+    fs::remove_file(blob).unwrap();
+    let mended = locked(&world, lock.clone()).resolve(&in_repo(WEIGHTS), &mut ());
+    assert_eq!(fs::read(mended.unwrap()).unwrap(), weights());
 }
 
 #[test]

@@ -117,6 +117,8 @@ struct State {
     moved: BTreeMap<String, String>,
     faults: Vec<(String, Fault, usize)>,
     seen: Vec<Seen>,
+    /// Whether listings lack the files' sizes.
+    sizeless: bool,
 }
 
 struct Shared {
@@ -215,6 +217,11 @@ impl HubServer {
     pub fn fail(&self, part: &str, fault: Fault, times: usize) {
         let mut state = self.shared.state();
         state.faults.push((part.to_owned(), fault, times));
+    }
+
+    /// Lists files without their sizes from now on, as some mirrors do.
+    pub fn hide_sizes(&self) {
+        self.shared.state().sizeless = true;
     }
 
     /// Everything asked since the start or the last call.

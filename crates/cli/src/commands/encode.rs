@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -6,14 +7,15 @@ use candle_core::Tensor;
 use tinyfusion::checkpoint::require_space;
 use tinyfusion::core::{Error, LatentBatch, StepRng, stream};
 use tinyfusion::data::{
-    Augment, ImageFolder, LatentContent, LatentIndex, LatentType, ShardWriter, Source,
+    Augment, INDEX_FILE, ImageFolder, LatentContent, LatentIndex, LatentType, ShardWriter, Source,
 };
-use tinyfusion::train::Stop;
+use tinyfusion::train::{Progress, Stop};
 
+use crate::claim::Claim;
 use crate::class_names::{ClassNames, LABELS_FILE};
 use crate::compute::ComputeOptions;
 use crate::hub::Inputs;
-use crate::output::{progress_bar, say};
+use crate::output::{progress_bar, say, warn};
 use crate::resources::Resources;
 use crate::vae::Vae;
 
@@ -24,7 +26,8 @@ use crate::vae::Vae;
 /// image and of the mirrored image are stored, so that every epoch draws a fresh latent; --content samples --flips applied
 /// stores one latent for each image, as the public code does.
 ///
-/// The same command goes on after an interruption, behind the last whole shard.
+/// The same command goes on after an interruption, behind the last whole shard, and writes a damaged shard again. IMAGES may
+/// have moved meanwhile; other names of classes or images are refused.
 ///
 /// Examples:
 ///   tinyfusion encode imagenet/train -o runs/latents --vae sd-vae-ft-ema
@@ -125,7 +128,7 @@ impl Args {
         };
         let mut origin = BTreeMap::new();
         origin.insert("vae_sha256".into(), vae.sha256.clone());
-        origin.insert("images".into(), self.images.display().to_string());
+        origin.insert(LISTING.into(), images.listing_sha256());
         origin.insert("size".into(), self.size.to_string());
         if self.vae_tiles {
             origin.insert("vae_tiles".into(), "true".into());
@@ -164,31 +167,39 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let vae = Vae::load(&args.vae, &args.compute.open()?.device)?.in_tiles(args.vae_tiles);
     let index = args.index(&vae, &images)?;
     let out = args.out()?;
+    let _claim = Claim::take(out)?;
+    same_images(out, &index)?;
+    let labels = ClassNames::of_folder(out)?;
     let mut writer = ShardWriter::open(out, &index)?;
+    let damaged = writer.damaged();
+    let again: u64 = damaged.iter().map(|d| d.images.end - d.images.start).sum();
+    let todo = index.images - writer.written() + again;
     require_space(
         out,
-        (index.images - writer.written()) * index.row_bytes() as u64,
+        todo * index.row_bytes() as u64,
         "for the latents: take another disk, --flips applied or --content samples",
     )?;
-    let progress = progress_bar("encode", index.images);
-    let mut next = writer.written();
-    while next < index.images {
-        if stop.requested() {
-            return Err(Error::Stopped.into());
-        }
-        let end = (next + args.batch_size as u64).min(index.images);
-        let numbers: Vec<u64> = (next..end).collect();
-        let batch = images.batch(&numbers)?;
-        writer.push(&LatentBatch {
-            x: rows(args, &vae, &batch.x, &numbers)?,
-            y: batch.y,
-        })?;
-        next = end;
-        progress.set(next, String::new());
+    let mut work = Work {
+        args,
+        vae: &vae,
+        images: &images,
+        progress: progress_bar("encode", todo),
+        done: 0,
+        stop,
+    };
+    for damage in damaged {
+        warn(format_args!(
+            "{}; its images are encoded again",
+            damage.error
+        ));
+        let mut shard = writer.again(&damage)?;
+        work.encode(damage.images, |batch| shard.push(batch))?;
+        shard.finish()?;
     }
+    work.encode(writer.written()..index.images, |batch| writer.push(batch))?;
     writer.finish()?;
-    progress.finish();
-    write_labels(out, images.class_names())?;
+    work.progress.finish();
+    write_labels(out, &labels, images.class_names())?;
     resources.write(out, None)?;
     Ok(say!(
         "{}: {} images of {} classes as latents {:?}",
@@ -197,6 +208,68 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
         index.classes,
         index.shape
     )?)
+}
+
+/// The entry of an index's origin that tells which image is which.
+const LISTING: &str = "listing_sha256";
+
+/// An error where the folder has latents of another list of images: their numbers, and so the labels, would be others.
+fn same_images(out: &Path, index: &LatentIndex) -> Result<()> {
+    let path = out.join(INDEX_FILE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let there = LatentIndex::read(out)?;
+    if there.origin.get(LISTING) == index.origin.get(LISTING) {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "{}: the latents there are of another list of images ({} in {} classes; now {} in {}): images or classes were \
+         added, removed or renamed since, or IMAGES is another folder; undo that, or use another OUT",
+        path.display(),
+        there.images,
+        there.classes,
+        index.images,
+        index.classes
+    ))
+    .into())
+}
+
+/// What encodes images.
+struct Work<'a> {
+    args: &'a Args,
+    vae: &'a Vae,
+    images: &'a ImageFolder,
+    progress: Progress,
+    done: u64,
+    stop: &'a Stop,
+}
+
+impl Work<'_> {
+    /// Hands the images `numbers` to `push`, batch after batch.
+    fn encode(
+        &mut self,
+        numbers: Range<u64>,
+        mut push: impl FnMut(&LatentBatch) -> tinyfusion::core::Result<()>,
+    ) -> Result<()> {
+        let mut next = numbers.start;
+        while next < numbers.end {
+            if self.stop.requested() {
+                return Err(Error::Stopped.into());
+            }
+            let end = (next + self.args.batch_size as u64).min(numbers.end);
+            let batch: Vec<u64> = (next..end).collect();
+            let images = self.images.batch(&batch)?;
+            push(&LatentBatch {
+                x: rows(self.args, self.vae, &images.x, &batch)?,
+                y: images.y,
+            })?;
+            self.done += end - next;
+            self.progress.set(self.done, String::new());
+            next = end;
+        }
+        Ok(())
+    }
 }
 
 /// What is stored of the images x (B, 3, H, W), whose numbers are `numbers`: (B, V·P·C, h, w).
@@ -247,10 +320,20 @@ fn mirrored(x: &Tensor) -> Result<Tensor> {
         .contiguous()?)
 }
 
-/// The names of the classes: a model that is trained on these latents takes them over.
-fn write_labels(out: &Path, names: &[String]) -> Result<()> {
-    let text = serde_json::to_string_pretty(&ClassNames::listed(names))?;
-    let path = out.join(LABELS_FILE);
+/// The names of the classes: a model that is trained on these latents takes them over. Names that are `there` already stay:
+/// somebody wrote better ones than those of the folders.
+fn write_labels(out: &Path, there: &ClassNames, names: &[String]) -> Result<()> {
+    let (path, names) = (out.join(LABELS_FILE), ClassNames::listed(names));
+    if !there.is_empty() {
+        if *there != names {
+            warn(format_args!(
+                "{}: other names than those of the folders stand there, and are kept",
+                path.display()
+            ));
+        }
+        return Ok(());
+    }
+    let text = serde_json::to_string_pretty(&names)?;
     Ok(tinyfusion::checkpoint::write_atomic(path, |f| {
         f.write_all(format!("{text}\n").as_bytes())
     })?)

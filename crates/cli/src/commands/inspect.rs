@@ -1,9 +1,11 @@
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde_json::{Value, json};
 use tinyfusion::checkpoint::{
-    Checkpoint, Format, Inspection, Provenance, Root, inspect_root, sha256_file,
+    Checkpoint, Format, Inspection, Provenance, Root, TensorEntry, inspect_root, sha256_file,
 };
 use tinyfusion::core::{Error, check_shapes};
 
@@ -57,6 +59,10 @@ struct Told {
     unknown: Option<String>,
 }
 
+/// What headers do not show of diffusers' blocks.
+const ONE_EMBEDDER: &str = "every block has the same embedders of time and class; they are compared when the weights are read, and a \
+                            network whose blocks have their own (as diffusers' random ones have) is refused then";
+
 impl Args {
     /// What is read.
     pub(crate) fn inputs(&mut self) -> Inputs<'_> {
@@ -95,6 +101,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         found.tensors.len(),
         found.parameters
     )?;
+    if !found.tensors.is_empty() {
+        say!("types       {}", types(&found.tensors))?;
+    }
     for (prefix, depth) in &found.blocks {
         say!("depth       {depth} (`{prefix}`)")?;
     }
@@ -160,6 +169,9 @@ fn tell(whole: &Path, address: &Address, found: &mut Inspection) -> Result<Told>
             if let Some(recognised) = source.recognised {
                 told.inferred.extend(recognised.inferred);
                 told.assumed = recognised.assumed;
+                if found.format == Format::Diffusers {
+                    told.assumed.push(ONE_EMBEDDER.into());
+                }
             } else {
                 // `tinyfusion export` wrote it.
                 found.provenance = Some(source.provenance);
@@ -173,6 +185,25 @@ fn tell(whole: &Path, address: &Address, found: &mut Inspection) -> Result<Told>
         Err(e) => return Err(e),
     }
     Ok(told)
+}
+
+/// The types that tensors are stored in, the commonest first.
+fn types(tensors: &[TensorEntry]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for tensor in tensors {
+        *counts.entry(&tensor.dtype).or_default() += 1;
+    }
+    let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| Reverse(*count));
+    match counts[..] {
+        [(only, _)] => only.to_string(),
+        _ => {
+            let each = counts
+                .iter()
+                .map(|(name, count)| format!("{name} ({count})"));
+            each.collect::<Vec<_>>().join(", ")
+        }
+    }
 }
 
 fn show_roots(address: &Address, found: &Inspection) -> Result<()> {

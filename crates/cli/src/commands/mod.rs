@@ -87,6 +87,18 @@ impl Command {
         }
     }
 
+    /// What is left where it was stopped without a checkpoint.
+    pub(crate) fn when_stopped(&self) -> &'static str {
+        match self {
+            Self::Sample(_) | Self::Encode(_) | Self::Pull(_) => {
+                "what has come so far is kept, and the same command goes on"
+            }
+            _ => {
+                "no result was written (what was downloaded is kept); the same command begins again"
+            }
+        }
+    }
+
     /// What is read, and may stand on the hub.
     fn inputs(&mut self) -> Inputs<'_> {
         match self {

@@ -203,3 +203,23 @@ fn errors_name_folder_or_file() {
     );
     assert!(ImageFolder::open(dir.path(), 0, Augment::Never).is_err());
 }
+
+#[test]
+fn the_listing_tells_names_and_not_where_they_stand() {
+    let (here, there) = (folder(), folder());
+    let hash = |dir: &TempDir| {
+        let source = ImageFolder::open(dir.path(), 8, Augment::Never).unwrap();
+        source.listing_sha256()
+    };
+    let first = hash(&here);
+    assert_eq!(first, hash(&there));
+    // Through another spelling of the path, too.
+    let spelt = here.path().join("a/..");
+    let source = ImageFolder::open(&spelt, 8, Augment::Never).unwrap();
+    assert_eq!(first, source.listing_sha256());
+    fs::rename(there.path().join("b/2.png"), there.path().join("b/3.png")).unwrap();
+    let renamed = hash(&there);
+    assert_ne!(first, renamed);
+    fs::rename(there.path().join("b"), there.path().join("c")).unwrap();
+    assert_ne!(renamed, hash(&there));
+}

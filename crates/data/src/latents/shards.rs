@@ -1,8 +1,9 @@
 //! Latents of a large image set: some packed files and an index, not a file for every image.
 
+mod write;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -10,8 +11,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{Error, LatentBatch, Result, StepRng};
 
-use super::writer::replace;
-use super::{LatentType, LatentWriter, PackedLatents, rows};
+pub use self::write::{Damage, ShardWriter};
+use super::{LatentType, PackedLatents, rows};
 use crate::Source;
 
 /// The index in a folder of shards.
@@ -53,7 +54,7 @@ pub struct LatentIndex {
     pub images: u64,
     /// Images of a shard; the last has the rest.
     pub shard_images: u64,
-    /// Where the latents came from: the hash of the VAE, the folder of images, their size. Encoding goes on only
+    /// Where the latents came from: the hash of the VAE, that of the list of images, their size. Encoding goes on only
     /// where this is the same.
     #[serde(default)]
     pub origin: BTreeMap<String, String>,
@@ -131,6 +132,24 @@ impl LatentIndex {
     /// Bytes of an image's row on disk.
     pub fn row_bytes(&self) -> usize {
         self.row_shape().iter().product::<usize>() * self.dtype.bytes()
+    }
+
+    /// Opens and checks one of its shards.
+    fn open_shard(&self, folder: &Path, shard: &Shard) -> Result<PackedLatents> {
+        let path = folder.join(&shard.file);
+        let packed = PackedLatents::open(&path, Some(self.classes))?;
+        let (found, expected) = (packed.shape(), self.row_shape());
+        if found != expected || packed.len() != Some(shard.images) {
+            return Err(Error::file(
+                &path,
+                format!(
+                    "holds {} rows of {found:?}, but {INDEX_FILE} says {} of {expected:?}",
+                    packed.y.len(),
+                    shard.images
+                ),
+            ));
+        }
+        Ok(packed)
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -213,19 +232,7 @@ impl ShardedLatents {
         }
         let (mut shards, mut starts, mut start) = (Vec::new(), Vec::new(), 0);
         for shard in &index.shards {
-            let path = folder.join(&shard.file);
-            let packed = PackedLatents::open(&path, Some(index.classes))?;
-            let (found, expected) = (packed.shape(), index.row_shape());
-            if found != expected || packed.len() != Some(shard.images) {
-                return Err(Error::file(
-                    &path,
-                    format!(
-                        "holds {} rows of {found:?}, but {INDEX_FILE} says {} of {expected:?}",
-                        packed.y.len(),
-                        shard.images
-                    ),
-                ));
-            }
+            let packed = index.open_shard(&folder, shard)?;
             starts.push(start);
             start += packed.y.len();
             shards.push(packed);
@@ -331,161 +338,6 @@ impl Source for ShardedLatents {
         };
         self.draw(indices, &flipped, noise.as_ref())
     }
-}
-
-/// Writes a folder for [`ShardedLatents`], shard by shard; one that was interrupted is gone on with.
-#[derive(Debug)]
-pub struct ShardWriter {
-    folder: PathBuf,
-    index: LatentIndex,
-    /// The shard that is being written, and images in it.
-    open: Option<(LatentWriter, u64)>,
-}
-
-impl ShardWriter {
-    /// Begins the folder, or goes on behind its last whole shard.
-    ///
-    /// # Errors
-    /// If `index` is not consistent, or latents of other settings stand in the folder.
-    pub fn open(folder: impl AsRef<Path>, index: &LatentIndex) -> Result<Self> {
-        let folder = folder.as_ref().to_path_buf();
-        index
-            .check()
-            .map_err(|what| Error::usage(format!("the index of latents {what}")))?;
-        fs::create_dir_all(&folder).map_err(|e| Error::file(&folder, e))?;
-        let path = folder.join(INDEX_FILE);
-        let mut index = LatentIndex {
-            shards: Vec::new(),
-            ..index.clone()
-        };
-        if path.exists() {
-            let there = LatentIndex::read(&folder)?;
-            index.shards.clone_from(&there.shards);
-            if there != index {
-                let (there, here) = (differing(&there, &index), differing(&index, &there));
-                return Err(Error::usage(format!(
-                    "{}: latents of other settings stand there ({there}; asked for: {here}); use another folder",
-                    path.display()
-                )));
-            }
-        }
-        let writer = Self {
-            folder,
-            index,
-            open: None,
-        };
-        writer.save()?;
-        Ok(writer)
-    }
-
-    /// Images in whole shards: where encoding goes on.
-    pub fn written(&self) -> u64 {
-        self.index.written()
-    }
-
-    /// Appends images: x (B, V·P·C, H, W) as [`LatentIndex::row_shape`] has it, y (B,). Batches may cross the end of a shard.
-    pub fn push(&mut self, batch: &LatentBatch) -> Result<()> {
-        let count = batch.y.dim(0)?;
-        let mut done = 0;
-        while done < count {
-            let room = self
-                .index
-                .shard_images
-                .min(self.index.images - self.written());
-            if room == 0 {
-                return Err(Error::usage(format!(
-                    "{} is announced with {} images, and has them",
-                    self.folder.display(),
-                    self.index.images
-                )));
-            }
-            let (mut writer, held) = match self.open.take() {
-                Some(open) => open,
-                None => (self.begin(room)?, 0),
-            };
-            let take = (count - done).min((room - held) as usize);
-            writer.push(&LatentBatch {
-                x: batch.x.narrow(0, done, take)?,
-                y: batch.y.narrow(0, done, take)?,
-            })?;
-            done += take;
-            let held = held + take as u64;
-            if held < room {
-                self.open = Some((writer, held));
-                continue;
-            }
-            writer.finish()?;
-            self.index.shards.push(Shard {
-                file: self.next_name(),
-                images: room,
-            });
-            self.save()?;
-        }
-        Ok(())
-    }
-
-    /// Ends the folder.
-    ///
-    /// # Errors
-    /// If images are missing.
-    pub fn finish(self) -> Result<()> {
-        let held = self.open.as_ref().map_or(0, |(_, held)| *held);
-        let found = self.written() + held;
-        if found == self.index.images {
-            return Ok(());
-        }
-        Err(Error::usage(format!(
-            "{} is announced with {} images, but got {found}",
-            self.folder.display(),
-            self.index.images
-        )))
-    }
-
-    fn begin(&self, images: u64) -> Result<LatentWriter> {
-        let index = &self.index;
-        let path = self.folder.join(self.next_name());
-        LatentWriter::create(
-            path,
-            images as usize,
-            index.row_shape(),
-            index.classes,
-            index.dtype,
-        )
-    }
-
-    fn next_name(&self) -> String {
-        format!("shard-{:05}.safetensors", self.index.shards.len())
-    }
-
-    fn save(&self) -> Result<()> {
-        let path = self.folder.join(INDEX_FILE);
-        let failed = |e: io::Error| Error::file(&path, format!("cannot be written: {e}"));
-        let text = serde_json::to_string_pretty(&self.index).map_err(|e| failed(e.into()))?;
-        replace(&path, format!("{text}\n").as_bytes()).map_err(failed)
-    }
-}
-
-/// The settings of `index` that are not those of `other`, for people.
-fn differing(index: &LatentIndex, other: &LatentIndex) -> String {
-    let fields = |i: &LatentIndex| {
-        [
-            ("content", format!("{:?}", i.content)),
-            ("flips", i.flips.to_string()),
-            ("shape", format!("{:?}", i.shape)),
-            ("classes", i.classes.to_string()),
-            ("scale", i.scale.to_string()),
-            ("dtype", i.dtype.name().into()),
-            ("images", i.images.to_string()),
-            ("shard_images", i.shard_images.to_string()),
-            ("origin", format!("{:?}", i.origin)),
-        ]
-    };
-    let pairs = fields(index).into_iter().zip(fields(other));
-    let said: Vec<String> = pairs
-        .filter(|((_, a), (_, b))| a != b)
-        .map(|((name, a), _)| format!("{name} {a}"))
-        .collect();
-    said.join(", ")
 }
 
 #[cfg(test)]

@@ -60,7 +60,9 @@ pub(super) fn to(seen: &Seen, shared: &Shared, ranged: bool) -> Answer {
         (true, ["cdn", hash]) => cdn(&state, hash, range),
         (false, ["api", "models", owner, name, "revision", revision]) => {
             match find(&state, &format!("{owner}/{name}"), revision, seen) {
-                Ok((repo, commit)) => information(&format!("{owner}/{name}"), repo, &commit),
+                Ok((repo, commit)) => {
+                    information(&format!("{owner}/{name}"), repo, &commit, !state.sizeless)
+                }
                 Err(answer) => *answer,
             }
         }
@@ -148,12 +150,15 @@ fn tree(repo: &Repo, commit: &str) -> Answer {
     answer
 }
 
-fn information(id: &str, repo: &Repo, commit: &str) -> Answer {
+fn information(id: &str, repo: &Repo, commit: &str, sized: bool) -> Answer {
     let siblings: Vec<_> = repo.commits[commit]
         .iter()
         .map(|(name, entry)| {
             let size = entry.content.len();
             let mut file = json!({ "rfilename": name, "size": size, "blobId": entry.git_oid() });
+            if !sized {
+                return json!({ "rfilename": name });
+            }
             if entry.storage == Storage::Lfs {
                 file["lfs"] = json!({ "sha256": entry.sha256(), "size": size, "pointerSize": 134 });
             }

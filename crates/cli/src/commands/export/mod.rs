@@ -4,10 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use candle_core::Device;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use tinyfusion::checkpoint::{
-    DTypePolicy, Metadata, Provenance, Root, save, save_torch, write_atomic, write_folder,
+    Checkpoint, DTypePolicy, Metadata, Provenance, Root, save, save_torch, write_atomic,
+    write_folder,
 };
 use tinyfusion::core::{Error, StateDict};
 
@@ -16,7 +18,7 @@ use crate::family::{Architecture, Family, Model, with_family};
 use crate::hub::Inputs;
 use crate::output::say;
 use crate::source::DESCRIPTION;
-use crate::vae::{CLASS, vae_folder};
+use crate::vae::{self, CLASS, vae_folder};
 
 use card::Card;
 
@@ -47,7 +49,8 @@ pub(crate) struct Args {
     /// Type of the stored weights
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     dtype: Dtype,
-    /// Folder of diffusers' AutoencoderKL, copied to vae/ (with --format diffusers)
+    /// Folder of diffusers' AutoencoderKL, copied to vae/ (with --format diffusers); other files than one plain
+    /// diffusion_pytorch_model.safetensors become that, in f32
     #[arg(long, value_name = "FOLDER")]
     vae: Option<PathBuf>,
     /// JSON of `tinyfusion evaluate --json`, shown in the card
@@ -135,7 +138,7 @@ fn export<F: Family>(args: &Args) -> Result<()> {
     if args.vae.is_some() && args.format != Format::Diffusers {
         return Err(Error::usage("--vae goes with --format diffusers").into());
     }
-    let vae = args.vae.as_deref().map(vae_files).transpose()?;
+    let vae = args.vae.as_deref().map(Autoencoder::open).transpose()?;
     let metrics = args.metrics.as_deref().map(json_of).transpose()?;
     let model = Model::<F>::load(&args.model)?;
     let sizes = serde_json::to_value(&model.config)?;
@@ -168,15 +171,15 @@ fn export<F: Family>(args: &Args) -> Result<()> {
                 }
                 // What diffusers and its relatives look for.
                 let about = Metadata::from([("format".into(), "pt".into())]);
-                let weights = transformer.join("diffusion_pytorch_model.safetensors");
+                let weights = transformer.join(THEIR_WEIGHTS);
                 save(weights, &theirs.weights, &about, dtype)?;
                 write(&transformer.join("config.json"), &text(&theirs.config))?;
                 write(
                     &scheduler.join("scheduler_config.json"),
                     &text(&theirs.scheduler),
                 )?;
-                if let Some(files) = &vae {
-                    copy(files, &folder.join("vae"))?;
+                if let Some(vae) = &vae {
+                    vae.write(&folder.join("vae"))?;
                 }
                 write(
                     &folder.join("model_index.json"),
@@ -244,50 +247,57 @@ fn pipeline(has_vae: bool, classes: &ClassNames) -> Value {
     all
 }
 
-/// The files of an AutoencoderKL.
-fn vae_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let folder = &vae_folder(folder);
-    let config = folder.join("config.json");
-    let found = json_of(&config)?;
-    let class = found.get("_class_name").and_then(Value::as_str);
-    if class != Some(CLASS) {
-        return Err(Error::file(
-            config,
-            format!(
-                "describes {}; a folder of diffusers' AutoencoderKL is expected",
-                class.unwrap_or("no class")
-            ),
-        )
-        .into());
-    }
-    let mut files = vec![config];
-    for entry in fs::read_dir(folder).map_err(|e| Error::file(folder, e))? {
-        let path = entry.map_err(|e| Error::file(folder, e))?.path();
-        let is_weights = path
-            .file_name()
-            .is_some_and(|n| n.to_string_lossy().starts_with("diffusion_pytorch_model."));
-        if is_weights && path.is_file() {
-            files.push(path);
-        }
-    }
-    if files.len() == 1 {
-        return Err(Error::file(
-            folder,
-            "has no diffusion_pytorch_model.safetensors; the weights of an AutoencoderKL are expected",
-        )
-        .into());
-    }
-    Ok(files)
+/// diffusers' AutoencoderKL, as it will stand beside the exported model.
+struct Autoencoder {
+    config: PathBuf,
+    weights: Checkpoint,
 }
 
-fn copy(files: &[PathBuf], to: &Path) -> tinyfusion::core::Result<()> {
-    fs::create_dir(to).map_err(|e| Error::file(to, e))?;
-    for file in files {
-        if let Some(name) = file.file_name() {
-            fs::copy(file, to.join(name)).map_err(|e| Error::file(file, e))?;
+/// The name of a model's weights that every version of diffusers finds.
+const THEIR_WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+
+impl Autoencoder {
+    /// Looks at headers only.
+    fn open(path: &Path) -> Result<Self> {
+        let folder = vae_folder(path);
+        let config = folder.join("config.json");
+        let found = json_of(&config)?;
+        let class = found.get("_class_name").and_then(Value::as_str);
+        if class != Some(CLASS) {
+            return Err(Error::file(
+                config,
+                format!(
+                    "describes {}; a folder of diffusers' AutoencoderKL is expected",
+                    class.unwrap_or("no class")
+                ),
+            )
+            .into());
+        }
+        let weights = Checkpoint::open(&folder)?;
+        // Whether they are what the config says.
+        vae::recognised(&weights)?;
+        Ok(Self { config, weights })
+    }
+
+    /// Copies it. Shards, half precision and pickles become the one file that diffusers looks for first, in f32.
+    fn write(&self, to: &Path) -> tinyfusion::core::Result<()> {
+        fs::create_dir(to).map_err(|e| Error::file(to, e))?;
+        let copy = |from: &Path, name: &str| {
+            fs::copy(from, to.join(name)).map_err(|e| Error::file(from, e))
+        };
+        copy(&self.config, "config.json")?;
+        let files: Vec<&Path> = self.weights.files().collect();
+        match files[..] {
+            [file] if file.ends_with(THEIR_WEIGHTS) => copy(file, THEIR_WEIGHTS).map(drop),
+            _ => {
+                let root = self.weights.choose(None)?;
+                let weights = self.weights.load(root, DTypePolicy::F32, &Device::Cpu)?;
+                let about = Metadata::from([("format".into(), "pt".into())]);
+                let to = to.join(THEIR_WEIGHTS);
+                save(to, &weights.tensors, &about, DTypePolicy::F32).map(drop)
+            }
         }
     }
-    Ok(())
 }
 
 fn json_of(path: &Path) -> Result<Value> {

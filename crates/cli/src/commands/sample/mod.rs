@@ -1,8 +1,10 @@
 //! `tinyfusion sample`: what is the same for every family is here, how a family draws in a file of its own.
 
 mod classes;
+mod finished;
 mod flow;
 mod gaussian;
+mod guided;
 mod npz;
 mod parts;
 mod share;
@@ -19,23 +21,26 @@ use candle_core::{DType, Device, Tensor};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use tinyfusion::checkpoint::require_space;
-use tinyfusion::core::{BlockStack, Error, LatentQuery, Plan, StepRng, run as run_plan, stream};
+use tinyfusion::core::Error;
 use tinyfusion::data::to_uint8;
-use tinyfusion::diffusion::{Guidance, GuidedChannels, Respacing};
+use tinyfusion::diffusion::Respacing;
 use tinyfusion::nn::Lanes;
 use tinyfusion::train::{Progress, Stop};
 
 pub(crate) use flow::FlowDrawing;
 pub(crate) use gaussian::GaussianDrawing;
+pub(crate) use guided::Images;
 pub(crate) use tokens::TokenDrawing;
 
 use self::classes::Classes;
+use self::guided::{Guided, Noise};
 use self::parts::Parts;
 use self::share::Share;
+use crate::claim::Claim;
 use crate::compute::ComputeOptions;
 use crate::family::{Architecture, Family, Model, Samples, with_family};
 use crate::hub::Inputs;
-use crate::output::{progress_bar, say};
+use crate::output::progress_bar;
 use crate::resources::Resources;
 use crate::settings::finite;
 use crate::training_data::MOST_IMAGES;
@@ -44,11 +49,12 @@ use crate::vae::Vae;
 /// Draw images: samples.npz, a PNG grid and the speed.
 ///
 /// Image i has class i mod K (or the classes of --classes in turn), and its noise depends on the seed and i alone: grids of
-/// different models start from the same noise, and neither the batch size nor the share changes an image. A model of latents
-/// gives images with --vae; without it its latents, (N, C, H, W) f32, and no pictures.
+/// different models start from the same noise, and neither the batch size nor the share changes an image, but for the last
+/// bits of f32 (matrix products of another size add in another order): here and there a value of 8 bits is one level higher
+/// or lower. A model of latents gives images with --vae; without it its latents, (N, C, H, W) f32, and no pictures.
 ///
 /// What is drawn is kept in OUT/parts until all is there: the same command goes on after an interruption, and does nothing
-/// where all is done.
+/// where all is done, except that it writes pictures that are asked for only now. Other settings need another OUT.
 ///
 /// Examples:
 ///   tinyfusion sample assets/teacher runs/images --count 100 --sampler ddim --steps 50 --cfg 2.0
@@ -178,78 +184,6 @@ pub(crate) trait Drawing: Sync {
     ) -> tinyfusion::core::Result<Tensor>;
 }
 
-/// Some of the images of a run.
-pub(crate) struct Images {
-    seed: u64,
-    numbers: Range<usize>,
-    classes: Vec<u32>,
-}
-
-/// The noise of some images, each from a generator of its own: who its neighbours are does not show.
-struct Noise {
-    rngs: Vec<StepRng>,
-    device: Device,
-}
-
-impl Noise {
-    /// On `device`: drawn on the CPU, so that a seed gives the same noise everywhere.
-    fn of(images: &Images, device: &Device) -> Self {
-        let numbers = images.numbers.clone();
-        let rng = |i| StepRng::new(images.seed, i as u64, stream::SAMPLE);
-        Self {
-            rngs: numbers.map(rng).collect(),
-            device: device.clone(),
-        }
-    }
-
-    /// Standard normal (B, C, H, W).
-    fn normal(&mut self, of: Samples) -> tinyfusion::core::Result<Tensor> {
-        let shape = (1, of.channels, of.size, of.size);
-        let each = self
-            .rngs
-            .iter_mut()
-            .map(|rng| rng.normal(shape, &Device::Cpu))
-            .collect::<tinyfusion::core::Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&each, 0)?.to_device(&self.device)?)
-    }
-}
-
-/// A network that is asked a latent, its time and its class, with guidance.
-struct Guided<'a, N> {
-    net: N,
-    device: Device,
-    samples: Samples,
-    settings: &'a Settings,
-}
-
-impl<N: BlockStack<Input = LatentQuery>> Guided<'_, N> {
-    /// The guided estimate (B, C', H, W) for x (B, C, H, W) at the times t (B,).
-    fn ask(&self, x: &Tensor, t: &Tensor, classes: &[u32]) -> tinyfusion::core::Result<Tensor> {
-        let plan = Plan::full(self.net.layout().depth());
-        let plain = |x: &Tensor, t: &Tensor, y: &[u32]| {
-            let query = LatentQuery {
-                x: x.clone(),
-                t: t.clone(),
-                y: Tensor::new(y, x.device())?,
-            };
-            Ok(run_plan(&self.net, &query, &plan)?.output)
-        };
-        if self.settings.cfg == 1.0 {
-            return plain(x, t, classes);
-        }
-        let mut doubled = classes.to_vec();
-        doubled.resize(2 * classes.len(), self.samples.classes as u32);
-        let guidance = Guidance {
-            scale: self.settings.cfg,
-            channels: match self.settings.guided() {
-                Channels::FirstThree => GuidedChannels::FirstThree,
-                Channels::All => GuidedChannels::All,
-            },
-        };
-        guidance.guide(x, t, |x, t| plain(x, t, &doubled))
-    }
-}
-
 impl Settings {
     /// The number of steps where `default` of them are taken without a flag.
     fn steps_or(&self, default: usize) -> usize {
@@ -358,11 +292,21 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
             settings.insert("vae_tiles".into(), true.into());
         }
     }
-    if write::is_done(&args.out, &settings)? {
-        Parts::remove_from(&args.out)?;
-        return Ok(say!("{}: all is there already", args.out.display())?);
-    }
+    let _claim = Claim::take(&args.out)?;
+    let done = finished::look(&args.out, &settings)?;
     let parts = Parts::open(&args.out, numbers.clone(), &settings)?;
+    let files = write::Files {
+        out: &args.out,
+        parts: &parts,
+        classes: &classes,
+        numbers: numbers.clone(),
+        grid_columns: pixels.then_some(args.grid_columns),
+        pngs: args.pngs,
+    };
+    if let Some(record) = done {
+        files.complete(record)?;
+        return Ok(Parts::remove_from(&args.out)?);
+    }
     // A solver that chooses its steps by an error over the whole batch would give each image those of its neighbours.
     let batch_size = drawing.steps().map_or(1, |_| args.batch_size);
     let batches = parts.missing(batch_size);
@@ -391,14 +335,6 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     })?;
     let seconds = started.elapsed().as_secs_f64();
     job.progress.finish();
-    let files = write::Files {
-        out: &args.out,
-        parts: &parts,
-        classes: &classes,
-        numbers,
-        grid_columns: pixels.then_some(args.grid_columns),
-        pngs: args.pngs,
-    };
     files.write(settings, missing, seconds)?;
     resources.write(&args.out, None)?;
     Ok(parts.remove()?)

@@ -1,9 +1,16 @@
 //! An `.npz` that is written piece by piece: fifty thousand images are ten gigabytes.
 
 use std::io::{self, Seek, Write};
+use std::path::Path;
 
+use candle_core::{Device, Tensor};
+use tinyfusion::core::{Error, Result};
+use tinyfusion::fid::{self, Npz};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
+
+/// The array of images or latents.
+pub(super) const IMAGES: &str = "arr_0";
 
 /// Writes arrays one after another, uncompressed, as `numpy.savez` does.
 pub(super) struct NpzWriter<W: Write + Seek>(ZipWriter<W>);
@@ -46,6 +53,41 @@ impl<W: Write + Seek> NpzWriter<W> {
     pub(super) fn finish(self) -> io::Result<W> {
         self.0.finish().map_err(io::Error::other)
     }
+}
+
+/// Hands out the `count` images of a finished samples.npz in order, some at a time: (B, 3, H, W) u8.
+pub(super) fn each_image(
+    path: &Path,
+    count: usize,
+    mut visit: impl FnMut(&Tensor) -> Result<()>,
+) -> Result<()> {
+    /// Images at a time: a batch of 256×256 is 12 MB.
+    const BATCH: usize = 64;
+    let mut npz = Npz::open(path).map_err(|e| Error::run(e.to_string()))?;
+    let (found, [h, w]) = npz
+        .image_shape(IMAGES)
+        .map_err(|e| Error::run(e.to_string()))?;
+    if found != count {
+        return Err(Error::file(
+            path,
+            format!("holds {found} images, expected {count}; remove it to draw them again"),
+        ));
+    }
+    // What `visit` says is no matter of the evaluation's: it is kept aside.
+    let mut said = Ok(());
+    let read = npz.for_each_batch(IMAGES, BATCH, &mut |bytes| {
+        let shape = (bytes.len() / (h * w * 3), h, w, 3);
+        said = Tensor::from_vec(bytes, shape, &Device::Cpu)
+            .and_then(|x| x.permute((0, 3, 1, 2)))
+            .map_err(Error::from)
+            .and_then(|x| visit(&x));
+        match &said {
+            Ok(()) => Ok(()),
+            Err(e) => Err(fid::Error::Config(e.to_string())),
+        }
+    });
+    said?;
+    read.map_err(|e| Error::run(e.to_string()))
 }
 
 #[cfg(test)]

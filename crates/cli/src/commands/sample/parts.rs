@@ -6,8 +6,12 @@ use std::sync::Mutex;
 
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
-use tinyfusion::checkpoint::{DTypePolicy, Metadata, load, remove_partials, save, write_atomic};
+use tinyfusion::checkpoint::{
+    DTypePolicy, Metadata, inspect, load, remove_partials, save, write_atomic,
+};
 use tinyfusion::core::{Error, Result, StateDict};
+
+use crate::output::warn;
 
 /// The folder of the parts in that of the run.
 const FOLDER: &str = "parts";
@@ -58,6 +62,7 @@ impl Parts {
                 )));
             }
             remove_partials(&parts.folder)?;
+            parts.remove_damaged()?;
             parts.there = parts.found()?;
         } else {
             // Nothing is made before something is drawn: a mistake leaves no folder behind.
@@ -88,9 +93,8 @@ impl Parts {
         self.begin()?;
         let mut tensors = StateDict::new();
         tensors.insert(TENSOR, batch.contiguous()?);
-        let name = format!("{:08}-{:08}.safetensors", numbers.start, numbers.end);
         save(
-            self.folder.join(name),
+            self.file(&numbers),
             &tensors,
             &Metadata::new(),
             DTypePolicy::Keep,
@@ -115,9 +119,21 @@ impl Parts {
 
     /// Hands out all samples in order: (B, C, H, W).
     pub(super) fn each(&self, mut visit: impl FnMut(&Tensor) -> Result<()>) -> Result<()> {
-        for numbers in self.found()? {
-            let name = format!("{:08}-{:08}.safetensors", numbers.start, numbers.end);
-            let path = self.folder.join(name);
+        let found = self.found()?;
+        let mut next = self.all.start;
+        for numbers in &found {
+            if numbers.start == next {
+                next = numbers.end;
+            }
+        }
+        if next != self.all.end {
+            return Err(Error::file(
+                &self.folder,
+                format!("the part from sample {next} on is gone; run the same command again"),
+            ));
+        }
+        for numbers in found {
+            let path = self.file(&numbers);
             let part = load(&path, &Device::Cpu)?.tensors;
             let x = part.require(TENSOR).map_err(|e| Error::file(&path, e))?;
             if x.dim(0)? != numbers.len() {
@@ -136,11 +152,42 @@ impl Parts {
         remove(&self.folder)
     }
 
+    /// Whether there are parts in `out` that a run has left.
+    pub(super) fn wait_in(out: &Path) -> bool {
+        out.join(FOLDER).join(SETTINGS).is_file()
+    }
+
     /// Removes what a run left that was killed between its last file and this.
     pub(super) fn remove_from(out: &Path) -> Result<()> {
-        let folder = out.join(FOLDER);
-        if folder.join(SETTINGS).is_file() {
-            remove(&folder)?;
+        match Self::wait_in(out) {
+            true => remove(&out.join(FOLDER)),
+            false => Ok(()),
+        }
+    }
+
+    fn file(&self, numbers: &Range<usize>) -> PathBuf {
+        let name = format!("{:08}-{:08}.safetensors", numbers.start, numbers.end);
+        self.folder.join(name)
+    }
+
+    /// Removes parts that are not what their names say, a cut one say: they are drawn again.
+    fn remove_damaged(&self) -> Result<()> {
+        for numbers in self.found()? {
+            let path = self.file(&numbers);
+            let what = match inspect(&path) {
+                Ok(part)
+                    if part
+                        .tensors
+                        .iter()
+                        .any(|t| t.shape.first() == Some(&numbers.len())) =>
+                {
+                    continue;
+                }
+                Ok(_) => Error::file(&path, format!("does not hold {} samples", numbers.len())),
+                Err(error) => error,
+            };
+            warn(format_args!("{what}; these samples are drawn again"));
+            std::fs::remove_file(&path).map_err(|e| Error::file(&path, e))?;
         }
         Ok(())
     }
@@ -241,5 +288,34 @@ mod tests {
             .unwrap()
             .to_string();
         assert!(error.contains("do not fit together"), "{error}");
+    }
+
+    #[test]
+    fn a_part_that_is_gone_or_cut_is_noticed() {
+        let out = tempfile::tempdir().unwrap();
+        let parts = Parts::open(out.path(), 0..6, &settings(0, 2)).unwrap();
+        for numbers in parts.missing(2) {
+            parts.save(numbers.clone(), &batch(numbers)).unwrap();
+        }
+        let last = out
+            .path()
+            .join(FOLDER)
+            .join("00000004-00000006.safetensors");
+        let whole = std::fs::read(&last).unwrap();
+        // Another process took it away.
+        for gone in [&last, &parts.file(&(2..4)), &parts.file(&(0..2))] {
+            let kept = std::fs::read(gone).unwrap();
+            std::fs::remove_file(gone).unwrap();
+            let error = parts.each(|_| Ok(())).unwrap_err().to_string();
+            assert!(error.contains("is gone"), "{error}");
+            std::fs::write(gone, kept).unwrap();
+        }
+        std::fs::write(&last, &whole[..whole.len() - 1]).unwrap();
+        let parts = Parts::open(out.path(), 0..6, &settings(0, 2)).unwrap();
+        assert_eq!(parts.missing(2), [4..6]);
+        // Named as if it held more.
+        std::fs::rename(parts.file(&(2..4)), parts.file(&(2..5))).unwrap();
+        let parts = Parts::open(out.path(), 0..6, &settings(0, 2)).unwrap();
+        assert_eq!(parts.missing(4), [2..6]);
     }
 }

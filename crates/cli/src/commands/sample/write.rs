@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
@@ -14,29 +14,22 @@ use tinyfusion::core::Error;
 use tinyfusion::data::grid;
 
 use super::classes::Classes;
-use super::npz::NpzWriter;
-use super::parts::{Parts, differs};
+use super::finished::{BYTES, IMAGES_PER_SECOND, NPZ, RECORD, SECONDS};
+use super::npz::{IMAGES, NpzWriter, each_image};
+use super::parts::Parts;
 use crate::output::say;
 
-const NPZ: &str = "samples.npz";
-const RECORD: &str = "sample.json";
+const GRID: &str = "grid.png";
+/// Entries of the record.
+const COLUMNS: &str = "grid_columns";
+const PNGS: &str = "pngs";
 
-/// Whether `out` holds the samples of these settings already, with all that is asked for.
-pub(super) fn is_done(out: &Path, settings: &Map<String, Value>) -> Result<bool> {
-    let Ok(text) = fs::read_to_string(out.join(RECORD)) else {
-        return Ok(false);
-    };
-    let Ok(Value::Object(mut there)) = serde_json::from_str::<Value>(&text) else {
-        return Ok(false);
-    };
-    for of_the_run in ["seconds", "images_per_second"] {
-        there.remove(of_the_run);
-    }
-    let same = |key: &str| there.get(key) == settings.get(key);
-    Ok(out.join(NPZ).is_file()
-        && differs(&there, settings).is_none()
-        && same("grid_columns")
-        && same("pngs"))
+/// Where samples are taken from.
+#[derive(Clone, Copy)]
+enum From {
+    Parts,
+    /// Of a finished run, whose samples are images.
+    Npz,
 }
 
 /// What is to be written of the samples.
@@ -58,20 +51,19 @@ impl Files<'_> {
         drawn: usize,
         seconds: f64,
     ) -> Result<()> {
-        self.npz()?;
+        let bytes = self.npz()?;
         if let Some(columns) = self.grid_columns {
-            self.grid(columns)?;
+            self.grid(columns, From::Parts)?;
         }
         if self.pngs {
-            self.pngs()?;
+            self.pngs(From::Parts)?;
         }
         let speed = (drawn > 0).then(|| drawn as f64 / seconds);
         let mut record = settings;
-        record.insert("seconds".into(), seconds.into());
-        record.insert("images_per_second".into(), speed.into());
-        write_atomic(self.out.join(RECORD), |f| {
-            f.write_all(format!("{:#}\n", Value::Object(record)).as_bytes())
-        })?;
+        record.insert(SECONDS.into(), seconds.into());
+        record.insert(IMAGES_PER_SECOND.into(), speed.into());
+        record.insert(BYTES.into(), bytes.into());
+        self.record(record)?;
         let what = match self.grid_columns {
             Some(_) => "images",
             None => "latents (pictures need --vae)",
@@ -81,8 +73,52 @@ impl Files<'_> {
         Ok(say!("{out}: {count} {what}, {speed}")?)
     }
 
+    /// Adds the pictures that a finished run lacks, from its samples.npz; `record` is that of the run.
+    pub(super) fn complete(&self, mut record: Map<String, Value>) -> Result<()> {
+        let out = self.out.display();
+        let grid = self.grid_columns.filter(|columns| {
+            record.get(COLUMNS) != Some(&(*columns).into()) || !self.out.join(GRID).is_file()
+        });
+        let pngs = self.pngs && !self.numbers.clone().all(|i| self.png(i).is_file());
+        if grid.is_none() && !pngs {
+            return Ok(say!("{out}: all is there already")?);
+        }
+        if let Some(columns) = grid {
+            self.grid(columns, From::Npz)?;
+            record.insert(COLUMNS.into(), columns.into());
+        }
+        if pngs {
+            self.pngs(From::Npz)?;
+            record.insert(PNGS.into(), true.into());
+        }
+        self.record(record)?;
+        Ok(say!(
+            "{out}: all is drawn already; pictures of the {} images are written",
+            self.numbers.len()
+        )?)
+    }
+
+    fn record(&self, record: Map<String, Value>) -> Result<()> {
+        Ok(write_atomic(self.out.join(RECORD), |f| {
+            f.write_all(format!("{:#}\n", Value::Object(record)).as_bytes())
+        })?)
+    }
+
+    /// Hands out all samples in order: (B, C, H, W).
+    fn each(
+        &self,
+        from: From,
+        visit: impl FnMut(&Tensor) -> tinyfusion::core::Result<()>,
+    ) -> Result<()> {
+        Ok(match from {
+            From::Parts => self.parts.each(visit)?,
+            From::Npz => each_image(&self.out.join(NPZ), self.numbers.len(), visit)?,
+        })
+    }
+
     /// samples.npz: arr_0 of images (N, H, W, C) u8 or of latents (N, C, H, W) f32, and arr_1 of labels (N,).
-    fn npz(&self) -> Result<()> {
+    /// Its size in bytes.
+    fn npz(&self) -> Result<u64> {
         let path = self.out.join(NPZ);
         // A writer that can seek, which that of other files cannot.
         let mut scratch = tempfile::Builder::new();
@@ -102,8 +138,8 @@ impl Files<'_> {
             let pixels = x.dtype() == DType::U8;
             if !begun {
                 match pixels {
-                    true => npz.array("arr_0", "|u1", &[count, h, w, c]),
-                    false => npz.array("arr_0", "<f4", &[count, c, h, w]),
+                    true => npz.array(IMAGES, "|u1", &[count, h, w, c]),
+                    false => npz.array(IMAGES, "<f4", &[count, c, h, w]),
                 }
                 .map_err(failed)?;
                 begun = true;
@@ -124,16 +160,17 @@ impl Files<'_> {
             .and_then(|()| npz.finish()?.flush())
             .and_then(|()| scratch.as_file().sync_all())
             .map_err(failed)?;
+        let bytes = scratch.as_file().metadata().map_err(failed)?.len();
         scratch.persist(&path).map_err(|e| failed(e.error))?;
-        Ok(())
+        Ok(bytes)
     }
 
     /// grid.png: the first images, ten rows at most.
-    fn grid(&self, columns: usize) -> Result<()> {
+    fn grid(&self, columns: usize, from: From) -> Result<()> {
         let shown = self.numbers.len().min(columns.saturating_mul(10));
         let mut first: Vec<Tensor> = Vec::new();
         let mut left = shown;
-        self.parts.each(|x| {
+        self.each(from, |x| {
             let rows = left.min(x.dim(0)?);
             if rows > 0 {
                 first.push(x.narrow(0, 0, rows)?);
@@ -142,29 +179,29 @@ impl Files<'_> {
             Ok(())
         })?;
         let picture = grid(&Tensor::cat(&first, 0)?, columns, 1)?;
-        write_png(&self.out.join("grid.png"), &picture)
+        write_png(&self.out.join(GRID), &picture)
     }
 
     /// images/00000012.png, by the number of the image.
-    fn pngs(&self) -> Result<()> {
+    fn png(&self, number: usize) -> PathBuf {
+        self.out.join("images").join(format!("{number:08}.png"))
+    }
+
+    fn pngs(&self, from: From) -> Result<()> {
         let folder = self.out.join("images");
         fs::create_dir_all(&folder).map_err(|e| Error::file(&folder, e))?;
         let mut number = self.numbers.start;
-        let mut pending: Vec<(usize, Tensor)> = Vec::new();
-        self.parts.each(|x| {
-            for i in 0..x.dim(0)? {
-                pending.push((number, x.narrow(0, i, 1)?));
-                number += 1;
-            }
-            let one = |(number, x): (usize, Tensor)| -> Result<()> {
-                write_png(&folder.join(format!("{number:08}.png")), &grid(&x, 1, 0)?)
+        self.each(from, |x| {
+            let first = number;
+            number += x.dim(0)?;
+            let one = |i: usize| -> Result<()> {
+                write_png(&self.png(first + i), &grid(&x.narrow(0, i, 1)?, 1, 0)?)
             };
-            std::mem::take(&mut pending)
+            (0..x.dim(0)?)
                 .into_par_iter()
                 .try_for_each(one)
                 .map_err(|e| Error::run(format!("{e:#}")))
-        })?;
-        Ok(())
+        })
     }
 }
 

@@ -259,3 +259,35 @@ fn a_folder_that_is_not_what_its_index_says_is_refused() {
         "{message}"
     );
 }
+
+#[test]
+fn a_damaged_shard_is_found_and_written_again() {
+    let dir = TempDir::new().unwrap();
+    let folder = written(&dir, 10, 10);
+    let (cut, gone) = (
+        folder.join("shard-00001.safetensors"),
+        folder.join("shard-00002.safetensors"),
+    );
+    let whole = [fs::read(&cut).unwrap(), fs::read(&gone).unwrap()];
+    assert!(
+        ShardWriter::open(&folder, &index(10))
+            .unwrap()
+            .damaged()
+            .is_empty()
+    );
+    fs::write(&cut, &whole[0][..whole[0].len() - 4]).unwrap();
+    fs::remove_file(&gone).unwrap();
+    let writer = ShardWriter::open(&folder, &index(10)).unwrap();
+    let damaged = writer.damaged();
+    let images: Vec<_> = damaged.iter().map(|d| d.images.clone()).collect();
+    assert_eq!(images, [4..8, 8..10]);
+    assert!(damaged[0].error.to_string().contains("shard-00001"));
+    for damage in &damaged {
+        let (from, to) = (damage.images.start as usize, damage.images.end as usize);
+        let mut shard = writer.again(damage).unwrap();
+        shard.push(&rows_of(&index(10), from, to - from)).unwrap();
+        shard.finish().unwrap();
+    }
+    assert!(writer.damaged().is_empty());
+    assert!([fs::read(&cut).unwrap(), fs::read(&gone).unwrap()] == whole);
+}
