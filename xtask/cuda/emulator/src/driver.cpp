@@ -221,6 +221,7 @@ CUresult CUDAAPI cuCtxGetStreamPriorityRange(int *least, int *greatest) { return
 
 CUresult CUDAAPI cuCtxSynchronize() {
     statistics().context_synchronisations.add();
+    trace("cuCtxSynchronize");
     return ready();
 }
 
@@ -239,6 +240,7 @@ CUresult CUDAAPI cuStreamDestroy_v2(CUstream stream) {
 
 CUresult CUDAAPI cuStreamSynchronize(CUstream stream) {
     statistics().stream_synchronisations.add();
+    trace("cuStreamSynchronize");
     return on_stream(stream);
 }
 

@@ -48,6 +48,7 @@ CUresult release_address(CUdeviceptr address) {
 
 CUresult to_device(CUdeviceptr to, const void *from, size_t bytes) {
     statistics().to_device.add(bytes);
+    trace("copy of %zu bytes to the device", bytes);
     if (bytes > 64 << 10 && !is_pinned(from)) statistics().large_uploads.add(bytes);
     if (CUresult result = check("a copy to the device", to, bytes)) return result;
     memcpy(reinterpret_cast<void *>(to), from, bytes);
@@ -118,6 +119,7 @@ CUresult CUDAAPI cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t b
 CUresult CUDAAPI cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes) { return blocking(to_host(to, from, bytes)); }
 CUresult CUDAAPI cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUstream) {
     if (!is_pinned(to)) statistics().downloads.add(bytes);
+    trace("copy of %zu bytes to the host%s", bytes, is_pinned(to) ? "" : ", which waits");
     return to_host(to, from, bytes);
 }
 CUresult CUDAAPI cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) { return on_device(to, from, bytes); }

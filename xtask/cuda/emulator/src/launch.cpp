@@ -18,14 +18,6 @@ namespace {
 // Below this many threads, waking another thread of the operating system costs more than it brings.
 constexpr uint64_t worth_sharing = 4096;
 
-bool trace_wanted() {
-    static const bool wanted = [] {
-        const char *value = getenv("CUDA_EMULATOR_TRACE");
-        return value && *value && strcmp(value, "0") != 0;
-    }();
-    return wanted;
-}
-
 CUresult check_grid(const Function &function, const Launch &launch) {
     const uint3 grid = launch.grid, block = launch.block;
     const char *name = function.name.c_str();
@@ -73,9 +65,8 @@ CUresult launch_kernel(const Function &function, uint3 grid, uint3 block, size_t
     Launch launch{&kernel, arguments, grid, block, dynamic_shared_memory};
     if (CUresult result = check_grid(function, launch)) return result;
     if (CUresult result = check_pointers(kernel, arguments)) return result;
-    if (trace_wanted())
-        fprintf(stderr, "cuda emulator: %s, grid (%u, %u, %u), block (%u, %u, %u), %zu bytes\n", kernel.name, grid.x,
-                grid.y, grid.z, block.x, block.y, block.z, dynamic_shared_memory);
+    trace("%s, grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory", kernel.name, grid.x, grid.y, grid.z,
+          block.x, block.y, block.z, dynamic_shared_memory);
 
     auto begin = std::chrono::steady_clock::now();
     catch_faults_on_this_thread();

@@ -6,6 +6,8 @@
 // once, and the handler of faults.cpp names the kernel.
 #include "memory.hpp"
 
+#include "statistics.hpp"
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -40,10 +42,7 @@ Memory &memory() {
 }
 
 bool fence() {
-    static const bool on = [] {
-        const char *value = getenv("CUDA_EMULATOR_FENCE");
-        return value && *value && strcmp(value, "0") != 0;
-    }();
+    static const bool on = set_in_environment("CUDA_EMULATOR_FENCE");
     return on;
 }
 

@@ -3,6 +3,7 @@
 #include "memory.hpp"
 
 #include <algorithm>
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -64,6 +65,11 @@ void print() {
 
 }  // namespace
 
+bool set_in_environment(const char *name) {
+    const char *value = getenv(name);
+    return value && *value && strcmp(value, "0") != 0;
+}
+
 Statistics &statistics() {
     static auto *instance = new Statistics;
     return *instance;
@@ -71,12 +77,22 @@ Statistics &statistics() {
 
 bool statistics_wanted() {
     static const bool wanted = [] {
-        const char *value = getenv("CUDA_EMULATOR_STATISTICS");
-        bool on = value && *value && strcmp(value, "0") != 0;
+        bool on = set_in_environment("CUDA_EMULATOR_STATISTICS");
         if (on) atexit(print);
         return on;
     }();
     return wanted;
+}
+
+void trace(const char *format, ...) {
+    static const bool wanted = set_in_environment("CUDA_EMULATOR_TRACE");
+    if (!wanted) return;
+    char text[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "cuda emulator: %s\n", text);
 }
 
 void count_launch(const std::string &kernel, double seconds) {

@@ -23,9 +23,14 @@ struct Statistics {
     Counter stream_synchronisations, context_synchronisations, event_synchronisations, downloads, blocking_calls;
 };
 
+// Whether the variable is there, not empty and not 0.
+bool set_in_environment(const char *name);
+
 Statistics &statistics();
 // Whether launches are to be timed, and the time one took.
 bool statistics_wanted();
+// A line on stderr with CUDA_EMULATOR_TRACE=1.
+void trace(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void count_launch(const std::string &kernel, double seconds);
 
 }  // namespace emulator
