@@ -32,16 +32,13 @@ CUresult check(const char *call, CUdeviceptr address, size_t bytes) {
 
 CUresult allocate_into(CUdeviceptr *address, size_t bytes) {
     if (CUresult result = spoiled) return result;
-    if (bytes == 0) {
-        fprintf(stderr, "cuda emulator: an allocation of no bytes\n");
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     statistics().allocations.add(bytes);
     *address = allocate(bytes);
     return *address ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 CUresult release_address(CUdeviceptr address) {
+    if (address == 0) return CUDA_SUCCESS;
     statistics().releases.add();
     return release(address) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
@@ -96,8 +93,16 @@ CUresult CUDAAPI cuMemGetInfo_v2(size_t *free, size_t *total) {
     return spoiled;
 }
 
-CUresult CUDAAPI cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) { return blocking(allocate_into(address, bytes)); }
-CUresult CUDAAPI cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream) { return allocate_into(address, bytes); }
+// An allocation of no bytes is an error to the one and null to the other: cudarc's issue 194 has the first, from
+// a GPU without memory pools, and candle's 2327 the second, where only the launch of no blocks fails.
+CUresult CUDAAPI cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
+    if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+    return blocking(allocate_into(address, bytes));
+}
+CUresult CUDAAPI cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream) {
+    if (bytes == 0) return *address = 0, spoiled;
+    return allocate_into(address, bytes);
+}
 CUresult CUDAAPI cuMemFree_v2(CUdeviceptr address) { return blocking(release_address(address)); }
 CUresult CUDAAPI cuMemFreeAsync(CUdeviceptr address, CUstream) { return release_address(address); }
 
