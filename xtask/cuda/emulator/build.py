@@ -87,8 +87,8 @@ def build_libraries(out: pathlib.Path) -> None:
 # `extern __shared__ [alignas(N)] T name[];`
 DYNAMIC = re.compile(r"\bextern\s+__shared__\s+(?:alignas\([^()]*\)\s*)?([^;{}=]+?)\b(\w+)\s*\[\s*\]\s*;")
 # `__shared__ [alignas(N)] T a[4][5], b;`
-STATIC = re.compile(
-    r"\b__shared__\s+(?:alignas\(([^()]*)\)\s*)?([^;{}=]+?)\b(\w+\s*(?:\[[^\];]*\]\s*)*(?:,\s*\w+\s*(?:\[[^\];]*\]\s*)*)*);")
+ARRAY = r"\w+\s*(?:\[[^\];]*\]\s*)*"
+STATIC = re.compile(rf"\b__shared__\s+(?:alignas\(([^()]*)\)\s*)?([^;{{}}=]+?)\b({ARRAY}(?:,\s*{ARRAY})*);")
 ENTRY = re.compile(r"\b__global__\s+(?:__attribute__\s*\(\(.*?\)\)\s*)*(?:inline\s+)?void\s+(\w+)\s*\(")
 
 
@@ -100,8 +100,8 @@ def static_shared(match: re.Match) -> str:
         name, extents = re.fullmatch(r"\s*(\w+)\s*(.*?)\s*", declarator, re.S).groups()
         shape = f"emulator_type_of_{name}"
         # The lambda's static variable is a key that differs between instantiations of a template.
-        text += (f"typedef {kind} {shape}{extents}; {shape} &{name} = *static_cast<{shape} *>(::emulator::shared_memory("
-                 f"[] {{ static char key; return &key; }}(), sizeof({shape}), "
+        text += (f"typedef {kind} {shape}{extents}; {shape} &{name} = *static_cast<{shape} *>("
+                 f"::emulator::shared_memory([] {{ static char key; return &key; }}(), sizeof({shape}), "
                  f"::max(alignof({shape}), size_t({alignment or 1})), \"{name}\")); ")
     return text
 

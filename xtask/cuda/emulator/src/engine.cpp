@@ -168,9 +168,10 @@ bool Engine::release_barrier() {
         same = waiting.line == first->line && !strcmp(waiting.what, first->what);
     }
     if (!same) {
-        fprintf(stderr, "cuda emulator: kernel %s, block (%u, %u, %u): not all threads reach the same barrier or "
-                "warp operation\n%s", launch_->kernel->name, running.block.x, running.block.y, running.block.z,
-                stuck().c_str());
+        fprintf(stderr,
+                "cuda emulator: kernel %s, block (%u, %u, %u): not all threads reach the same barrier or "
+                "warp operation\n%s",
+                launch_->kernel->name, running.block.x, running.block.y, running.block.z, stuck().c_str());
         block_failed_ = true;
         return false;
     }
@@ -191,8 +192,9 @@ std::string Engine::stuck() const {
         const Waiting &waiting = threads_[i].waiting;
         std::string place = "have ended";
         if (warp.alive >> (i % warp_size) & 1)
-            place = waiting.mask ? std::string("wait in ") + waiting.what
-                                 : std::string("wait at the barrier of ") + waiting.what + ":" + std::to_string(waiting.line);
+            place = waiting.mask
+                        ? std::string("wait in ") + waiting.what
+                        : std::string("wait at the barrier of ") + waiting.what + ":" + std::to_string(waiting.line);
         auto known = std::find_if(places.begin(), places.end(), [&](auto &entry) { return entry.first == place; });
         if (known == places.end()) places.emplace_back(place, 1);
         else known->second++;
@@ -361,8 +363,7 @@ bool Engine::run_blocks(Launch &launch) {
     launch_ = &launch;
     thread_count_ = launch.threads();
     warp_count_ = (thread_count_ + warp_size - 1) / warp_size;
-    for (unsigned i = 0; i < warp_count_; i++)
-        order_of_warps_[i] = order_ == Order::reverse ? warp_count_ - 1 - i : i;
+    for (unsigned i = 0; i < warp_count_; i++) order_of_warps_[i] = order_ == Order::reverse ? warp_count_ - 1 - i : i;
     const uint3 block = launch.block;
     for (unsigned i = 0; i < thread_count_; i++)
         threads_[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};

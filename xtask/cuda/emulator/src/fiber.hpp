@@ -45,13 +45,13 @@ namespace emulator {
 struct Fiber {
     static constexpr size_t page = 4096, stack_bytes = 256 * 1024;
     char *memory;
-    size_t shift;  // of the stack's beginning: were all at one place in their pages, they would share a few lines of the cache
+    size_t
+        shift;  // of the stack's beginning: were all at one place in their pages, they would share a few lines of the cache
     void *stack;  // the stack pointer while the fiber does not run
     races::Context context;
 
     // The lowest page stays inaccessible: a stack that overflows faults rather than spoils its neighbour.
-    Fiber(void (*entry)(), unsigned number, races::Context context)
-        : shift(number * 17 % 256 * 64), context(context) {
+    Fiber(void (*entry)(), unsigned number, races::Context context) : shift(number * 17 % 256 * 64), context(context) {
         void *mapped = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
         if (mapped == MAP_FAILED || mprotect(mapped, page, PROT_NONE) != 0) {
@@ -77,9 +77,7 @@ struct Fiber {
         stack = top;
     }
 
-    bool in_guard(uintptr_t address) const {
-        return address - reinterpret_cast<uintptr_t>(memory) < page;
-    }
+    bool in_guard(uintptr_t address) const { return address - reinterpret_cast<uintptr_t>(memory) < page; }
 };
 
 }  // namespace emulator

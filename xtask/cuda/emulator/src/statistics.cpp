@@ -60,7 +60,8 @@ void print() {
     Launches all;
     for (auto &[name, entry] : table) all.calls += entry.calls, all.seconds += entry.seconds;
     fprintf(stderr, "  %-32s %10lu %14.3f s\n", "launches", all.calls, all.seconds);
-    for (auto &[name, entry] : table) fprintf(stderr, "    %-30s %10lu %14.3f s\n", name.c_str(), entry.calls, entry.seconds);
+    for (auto &[name, entry] : table)
+        fprintf(stderr, "    %-30s %10lu %14.3f s\n", name.c_str(), entry.calls, entry.seconds);
 }
 
 }  // namespace

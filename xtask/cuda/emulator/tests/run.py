@@ -41,8 +41,8 @@ def main() -> None:
     folder, source = out / "selftest", HERE / "kernels.cu"
     build.build_all({folder / "kernels/selftest.so": source}, out)
     program = folder / "selftest"
-    build.run(build.CXX, "-std=c++17", "-O1", "-Wall", "-Werror", "-isystem", build.cuda_include(), HERE / "selftest.cpp",
-              f"-L{out}", "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", program)
+    build.run(build.CXX, "-std=c++17", "-O1", "-Wall", "-Werror", "-isystem", build.cuda_include(),
+              HERE / "selftest.cpp", f"-L{out}", "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", program)
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         settings = {"CUDA_EMULATOR_KERNELS": str(folder / "kernels")} | environment
