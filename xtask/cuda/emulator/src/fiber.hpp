@@ -45,8 +45,8 @@ namespace emulator {
 struct Fiber {
     static constexpr size_t page = 4096, stack_bytes = 256 * 1024;
     char *memory;
-    size_t
-        shift;  // of the stack's beginning: were all at one place in their pages, they would share a few lines of the cache
+    // Of the stack's beginning: were all at one place in their pages, they would share a few lines of the cache.
+    size_t shift;
     void *stack;  // the stack pointer while the fiber does not run
     races::Context context;
 

@@ -216,10 +216,10 @@ Function *find_function(Module *module, const char *name) {
         return nullptr;
     }
     if (!same_parameters(function, *function.kernel)) {
-        fprintf(
-            stderr,
-            "cuda emulator: kernel %s has %zu parameters in the PTX and %u in its plug-in, or they differ in size: run build.py\n",
-            name, function.parameter_sizes.size(), function.kernel->argument_count);
+        fprintf(stderr,
+                "cuda emulator: kernel %s has %zu parameters in the PTX and %u in its plug-in, or they differ in "
+                "size: run build.py\n",
+                name, function.parameter_sizes.size(), function.kernel->argument_count);
         return nullptr;
     }
     return &function;
