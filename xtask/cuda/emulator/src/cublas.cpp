@@ -10,7 +10,13 @@ namespace {
 
 enum Status { success = 0, not_initialised = 1, invalid_value = 7, not_supported = 15 };
 enum Type { real_f32 = 0, real_f64 = 1, real_f16 = 2, real_bf16 = 14 };
-enum Compute { compute_f16 = 64, compute_f16_pedantic = 65, compute_f64 = 70, compute_f64_pedantic = 71 };
+enum Compute {
+    compute_f16 = 64,
+    compute_f16_pedantic = 65,
+    compute_f64 = 70,
+    compute_f64_pedantic = 71,
+    compute_tf32 = 77
+};
 
 struct Handle {
     void *stream = nullptr;
@@ -40,18 +46,14 @@ int batched(Handle *handle, int transpose_a, int transpose_b, int m, int n, int 
             const void *beta, void *c, int type_c, int leading_c, long long stride_c, int count, int compute) {
     if (!handle) return not_initialised;
     bool known_a, known_b, known_c;
-    emulator::Product product{{a, format_of(type_a, known_a), leading_a, stride_a, transpose_a != 0},
-                              {b, format_of(type_b, known_b), leading_b, stride_b, transpose_b != 0},
-                              c,
-                              format_of(type_c, known_c),
-                              leading_c,
-                              stride_c,
-                              m,
-                              n,
-                              k,
-                              count,
-                              scalar(alpha, compute),
-                              scalar(beta, compute)};
+    emulator::Product product{};
+    product.a = {a, format_of(type_a, known_a), leading_a, stride_a, transpose_a != 0};
+    product.b = {b, format_of(type_b, known_b), leading_b, stride_b, transpose_b != 0};
+    product.c = c, product.format_c = format_of(type_c, known_c);
+    product.leading_c = leading_c, product.stride_c = stride_c;
+    product.m = m, product.n = n, product.k = k, product.count = count;
+    product.alpha = scalar(alpha, compute), product.beta = scalar(beta, compute);
+    product.tf32 = compute == compute_tf32;
     if (!known_a || !known_b || !known_c || handle->pointer_mode != 0) {
         fprintf(stderr,
                 "cuda emulator: cuBLAS: types %d, %d, %d, pointer mode %d: expected f32 (0), f64 (1), f16 (2) or "

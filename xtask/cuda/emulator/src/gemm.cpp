@@ -86,6 +86,12 @@ void pack_operand(T *out, const Operand &operand, bool left, long long batch, lo
     });
 }
 
+// To ten bits of mantissa, ties away from zero, as tensor cores take f32 (PTX: cvt.rna.tf32.f32).
+void round_to_tf32(float *values, size_t count) {
+    for (size_t i = 0; i < count; i++) values[i] = bit_cast<float>((bit_cast<unsigned>(values[i]) + 0x1000) & ~0x1fffu);
+}
+void round_to_tf32(double *, size_t) {}
+
 template <class T>
 void tile(const Product &p, Scratch<T> &scratch, long long batch, long long row, long long column) {
     long long height = std::min<long long>(tile_m, p.m - row), width = std::min<long long>(tile_n, p.n - column);
@@ -95,6 +101,10 @@ void tile(const Product &p, Scratch<T> &scratch, long long batch, long long row,
         int length = int(std::min<long long>(depth, p.k - from));
         pack_operand(scratch.a.data(), p.a, true, batch, row, height, rows, strips_a, from, length);
         pack_operand(scratch.b.data(), p.b, false, batch, column, width, columns, strips_b, from, length);
+        if (p.tf32) {
+            round_to_tf32(scratch.a.data(), size_t(strips_a) * rows * length);
+            round_to_tf32(scratch.b.data(), size_t(strips_b) * columns * length);
+        }
         for (int sb = 0; sb < strips_b; sb++)
             for (int sa = 0; sa < strips_a; sa++)
                 accumulate(scratch.sum.data() + (sb * (tile_m / rows) + sa) * rows * columns,
