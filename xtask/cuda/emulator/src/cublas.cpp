@@ -1,6 +1,7 @@
 // libcublas.so.13: handles, and the matrix products that candle and cudarc ask for. Declared here, as the
 // toolkit's wheel brings no cuBLAS headers; the numbers are those of cublas_api.h and library_types.h.
 #include "gemm.hpp"
+#include "statistics.hpp"
 
 #include <cstdint>
 #include <cstdio>
@@ -66,6 +67,8 @@ int batched(Handle *handle, int transpose_a, int transpose_b, int m, int n, int 
                 count, leading_a, leading_b, leading_c, wrong);
         return invalid_value;
     }
+    emulator::trace("cuBLAS, (%d, %d, %d) x %d", m, n, k, count);
+    emulator::CountedLaunch counted("cuBLAS");
     emulator::multiply(product);
     return success;
 }

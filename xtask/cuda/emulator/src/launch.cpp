@@ -6,7 +6,6 @@
 #include "pool.hpp"
 #include "statistics.hpp"
 
-#include <chrono>
 #include <cstring>
 
 namespace emulator {
@@ -71,13 +70,11 @@ CUresult launch_kernel(const Function &function, uint3 grid, uint3 block, size_t
     trace("%s, grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory", kernel.name, grid.x, grid.y, grid.z,
           block.x, block.y, block.z, dynamic_shared_memory);
 
-    auto begin = std::chrono::steady_clock::now();
+    CountedLaunch counted(function.name);
     catch_faults_on_this_thread();
     if (launch.blocks() > 1 && launch.blocks() * launch.threads() >= worth_sharing)
         share([&] { run_on_this_thread(launch); });
     else run_on_this_thread(launch);
-    if (statistics_wanted())
-        count_launch(function.name, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     return launch.failed ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
 }
 

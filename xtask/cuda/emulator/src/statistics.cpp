@@ -96,11 +96,14 @@ void trace(const char *format, ...) {
     fprintf(stderr, "cuda emulator: %s\n", text);
 }
 
-void count_launch(const std::string &kernel, double seconds) {
+CountedLaunch::CountedLaunch(const std::string &kernel) : kernel_(kernel), begin_(std::chrono::steady_clock::now()) {}
+
+CountedLaunch::~CountedLaunch() {
+    if (!statistics_wanted()) return;
     std::lock_guard lock(mutex);
-    Launches &entry = launches()[kernel];
+    Launches &entry = launches()[kernel_];
     entry.calls++;
-    entry.seconds += seconds;
+    entry.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
 }
 
 }  // namespace emulator
