@@ -107,7 +107,6 @@ __device__ __forceinline__ void scaled(const Shared<S> &shared, typename S::Tile
             with(from * 16, min(E - from * 16, S::COLUMNS));
         }
     }
-    __syncwarp();
 }
 
 /// Writes accumulators (16, E), times `factor` per row, to rows `first`… < t of a tensor, e columns each, `stride` apart.

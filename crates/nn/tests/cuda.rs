@@ -78,10 +78,13 @@ fn operands_may_be_views() {
         let all = Tensor::from_vec(values.clone(), (2, 6, 30), device).unwrap();
         let part = all.narrow(0, 1, 1).unwrap(); // begins in the middle
         let turned = all.transpose(0, 1).unwrap(); // (6, 2, 30)
-        let odd = all.flatten_all().unwrap().narrow(0, 1, 64).unwrap(); // not at 16 bytes
+        let from_one = |n: usize| all.flatten_all().unwrap().narrow(0, 1, n).unwrap();
+        let odd = from_one(64); // not at 16 bytes, though sizes are multiples of them
+        let odd_heads = from_one(6 * 48).reshape((1, 6, 48)).unwrap();
         let outs = [
             ops::attention(&part, 2).unwrap(),
             ops::attention(&turned, 2).unwrap(),
+            ops::attention(&odd_heads, 2).unwrap(),
             ops::gelu_tanh(&turned).unwrap(),
             ops::gelu_tanh(&odd).unwrap(),
             ops::layer_norm_modulate(

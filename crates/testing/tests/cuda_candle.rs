@@ -3,8 +3,9 @@
 //!
 //! Where there is no device the tests say so and pass, unless `TINYFUSION_NEED_CUDA=1` is set.
 #![cfg(feature = "cuda")]
+#![allow(clippy::print_stdout)] // says what it skips
 
-use candle_core::{D, DType, Device, Result, Shape, Tensor, Var};
+use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 
 /// The device, or `None` where there is none and none is demanded.
 fn cuda() -> Option<Device> {

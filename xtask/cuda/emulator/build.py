@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Build the CUDA emulator: build.py [DIR] [--test] [--races PROGRAM ARGUMENT...]
+"""Build the CUDA emulator: build.py [DIR] [--races PROGRAM ARGUMENT...]
 
-Makes DIR (target/cuda/emulator)/libcuda.so.1, libcublas.so.13 and libcurand.so.10, and in DIR/kernels one shared library for
-each kernel source of candle and of this workspace. Only what has changed is made again. Prints the line
-that makes a program built with `--features cuda` use it:
+Makes libcuda.so.1, libcublas.so.13 and libcurand.so.10 in DIR (target/cuda/emulator), and in DIR/kernels one
+shared library for each kernel source of candle and of this workspace. Only what has changed is made again.
+Prints the line that makes a program built with `--features cuda` use it:
 
-    eval "$(xtask/cuda/emulator/build.py)"
+    eval "$(python3 xtask/cuda/emulator/build.py)"
 
---test also builds the emulator's own test and runs it. --races runs a program so that data races between the
-threads of a block are reported (README.md).
+--races runs a program so that data races between the threads of a block are reported (README.md).
 
 Needs g++, cargo (to find candle's sources) and CUDA's cuda.h: $CUDA_HOME, as xtask/cuda/toolkit.sh sets it.
 """
@@ -31,7 +30,8 @@ KERNEL = COMMON + ["-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-ignored
 # What the sources may ask of the compiler: nvcc 13.0 for sm_90.
 DEFINES = ["-D__CUDA_ARCH__=900", "-D__CUDACC_VER_MAJOR__=13", "-D__CUDACC_VER_MINOR__=0"]
 LIBRARIES = {
-    "libcuda.so.1": ["engine", "races", "modules", "memory", "pool", "faults", "statistics", "launch", "driver", "driver_memory"],
+    "libcuda.so.1": ["engine", "races", "modules", "memory", "pool", "faults", "statistics", "launch", "driver",
+                     "driver_memory"],
     "libcublas.so.13": ["cublas", "gemm"],
     "libcurand.so.10": ["curand"],
 }
@@ -78,11 +78,17 @@ def build_library(name: str, sources: list[str], out: pathlib.Path) -> None:
         made(out / name, digest)
 
 
+def build_libraries(out: pathlib.Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name, files in LIBRARIES.items():
+        build_library(name, files, out)
+
+
 # `extern __shared__ [alignas(N)] T name[];`
 DYNAMIC = re.compile(r"\bextern\s+__shared__\s+(?:alignas\([^()]*\)\s*)?([^;{}=]+?)\b(\w+)\s*\[\s*\]\s*;")
 # `__shared__ [alignas(N)] T a[4][5], b;`
-STATIC = re.compile(
-    r"\b__shared__\s+(?:alignas\(([^()]*)\)\s*)?([^;{}=]+?)\b(\w+\s*(?:\[[^\];]*\]\s*)*(?:,\s*\w+\s*(?:\[[^\];]*\]\s*)*)*);")
+ARRAY = r"\w+\s*(?:\[[^\];]*\]\s*)*"
+STATIC = re.compile(rf"\b__shared__\s+(?:alignas\(([^()]*)\)\s*)?([^;{{}}=]+?)\b({ARRAY}(?:,\s*{ARRAY})*);")
 ENTRY = re.compile(r"\b__global__\s+(?:__attribute__\s*\(\(.*?\)\)\s*)*(?:inline\s+)?void\s+(\w+)\s*\(")
 
 
@@ -94,8 +100,8 @@ def static_shared(match: re.Match) -> str:
         name, extents = re.fullmatch(r"\s*(\w+)\s*(.*?)\s*", declarator, re.S).groups()
         shape = f"emulator_type_of_{name}"
         # The lambda's static variable is a key that differs between instantiations of a template.
-        text += (f"typedef {kind} {shape}{extents}; {shape} &{name} = *static_cast<{shape} *>(::emulator::shared_memory("
-                 f"[] {{ static char key; return &key; }}(), sizeof({shape}), "
+        text += (f"typedef {kind} {shape}{extents}; {shape} &{name} = *static_cast<{shape} *>("
+                 f"::emulator::shared_memory([] {{ static char key; return &key; }}(), sizeof({shape}), "
                  f"::max(alignof({shape}), size_t({alignment or 1})), \"{name}\")); ")
     return text
 
@@ -113,7 +119,8 @@ def kernels_of(text: str) -> list[str]:
 def host_source(source: pathlib.Path) -> str:
     """The kernel source as C++ that g++ compiles: preprocessed, then what macros cannot express."""
     # Without the working directory, which -g would put into the text and so into the digest.
-    text = run(CXX, "-E", "-fno-working-directory", *KERNEL, *DEFINES, f"-I{HERE / 'include'}", "-include", "emulator.hpp", "-x", "c++", source)
+    text = run(CXX, "-E", "-fno-working-directory", *KERNEL, *DEFINES, f"-I{HERE / 'include'}", "-include",
+               "emulator.hpp", "-x", "c++", source)
     names = kernels_of(text)
     text = DYNAMIC.sub(r"\1 *const \2 = static_cast<\1 *>(::emulator::dynamic_shared_memory());", text)
     text = STATIC.sub(static_shared, text)
@@ -132,7 +139,8 @@ def build_kernels(library: pathlib.Path, source: pathlib.Path, out: pathlib.Path
     if digest:
         generated = library.with_suffix(".ii")  # g++ takes this suffix for C++ that is preprocessed
         generated.write_text(text)
-        run(CXX, *flags, "-shared", "-Wl,-z,defs", generated, f"-L{out}", "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", library)
+        run(CXX, *flags, "-shared", "-Wl,-z,defs", generated, f"-L{out}", "-l:libcuda.so.1", f"-Wl,-rpath,{out}",
+            "-o", library)
         made(library, digest)
 
 
@@ -148,64 +156,17 @@ def build_all(kernels: dict[pathlib.Path, pathlib.Path], out: pathlib.Path, flag
 
 
 def sources() -> dict[str, pathlib.Path]:
-    metadata = json.loads(run("cargo", "metadata", "--format-version", "1", "--all-features", "--manifest-path", ROOT / "Cargo.toml"))
+    """The kernel sources of candle and of this workspace, by the names of their libraries."""
+    metadata = json.loads(run("cargo", "metadata", "--format-version", "1", "--all-features", "--manifest-path",
+                              ROOT / "Cargo.toml"))
     folders = {"candle": pathlib.Path(package["manifest_path"]).parent / "src"
                for package in metadata["packages"] if package["name"] == "candle-kernels"}
     if not folders:
         sys.exit("candle-kernels is not among the workspace's dependencies")
-    for manifest in sorted(ROOT.glob("crates/*/cuda")):
-        folders[manifest.parent.name] = manifest
-    return {f"{crate}-{source.stem}": source
-            for crate, folder in folders.items() for source in sorted(folder.glob("*.cu")) if not NOT_BUILT.search(source.name)}
-
-
-# Kernels of tests/kernels.cu that must fail, and what the emulator must say about each.
-FAILING = {
-    "barrier_for_some": "24 threads have ended",
-    "two_barriers": "32 threads wait at the barrier",
-    "shuffles_apart": "lanes of a warp differ",
-    "past_shared_memory": "wrote past the end of few",
-    "asserts": "assertion out == nullptr failed",
-    "past_the_end": "wrote past the end of an allocation of 256 bytes",
-    "released_pointer": "argument 2, the pointer",
-}
-# Kernels that ThreadSanitizer must report, or must not.
-RACING = {"without_barrier": True, "shuffle_for_order": True, "without_race": False}
-
-
-def test(out: pathlib.Path) -> None:
-    folder = out / "selftest"
-    build_all({folder / "kernels/selftest.so": HERE / "tests/kernels.cu"}, out)
-    program = folder / "selftest"
-    run(CXX, "-std=c++17", "-O1", "-Wall", "-Werror", "-isystem", cuda_include(), HERE / "tests/selftest.cpp", f"-L{out}",
-        "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", program)
-    environment = os.environ | {"CUDA_EMULATOR_KERNELS": str(folder / "kernels")}
-    failed = False
-    for order in ["forward", "reverse", "random"]:
-        print(f"in {order} order:", file=sys.stderr)
-        done = subprocess.run([program], env=environment | {"CUDA_EMULATOR_ORDER": order}, stdout=sys.stderr,
-                              stderr=subprocess.DEVNULL)
-        failed |= done.returncode != 0
-    cases = [(name, text, {}) for name, text in FAILING.items()]
-    # With the fence the fault itself is reported, and ends the process.
-    cases.append(("past_the_end", "thread (0, 0, 0) touches byte 256 of an allocation of 256 bytes", {"CUDA_EMULATOR_FENCE": "1"}))
-    for name, text, extra in cases:
-        done = subprocess.run([program, name], env=environment | extra, capture_output=True, text=True)
-        good = text in done.stderr and (done.returncode == 0 or bool(extra))
-        print(f"{'ok  ' if good else 'FAIL'} {name} is reported{' with ' + ' '.join(extra) if extra else ''}", file=sys.stderr)
-        if not good:
-            print(done.stdout + done.stderr, file=sys.stderr)
-        failed |= not good
-    races = environment | build_races(out, {folder / "races/selftest.so": HERE / "tests/kernels.cu"})
-    for name, racing in RACING.items():
-        done = subprocess.run([program, name], env=races, capture_output=True, text=True)
-        good = ("data race" in done.stderr) == racing and (done.returncode != 0) == racing
-        print(f"{'ok  ' if good else 'FAIL'} {name}: {'a race' if racing else 'no race'} is reported", file=sys.stderr)
-        if not good:
-            print(done.stdout + done.stderr, file=sys.stderr)
-        failed |= not good
-    if failed:
-        sys.exit("the emulator's test failed")
+    for folder in sorted(ROOT.glob("crates/*/cuda")):
+        folders[folder.parent.name] = folder
+    return {f"{crate}-{source.stem}": source for crate, folder in folders.items()
+            for source in sorted(folder.glob("*.cu")) if not NOT_BUILT.search(source.name)}
 
 
 def build_races(out: pathlib.Path, kernels: dict[pathlib.Path, pathlib.Path]) -> dict[str, str]:
@@ -223,18 +184,13 @@ def build_races(out: pathlib.Path, kernels: dict[pathlib.Path, pathlib.Path]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(usage=__doc__, add_help=False)
-    parser.add_argument("--test", action="store_true")
     parser.add_argument("--races", nargs=argparse.REMAINDER)
     parser.add_argument("out", nargs="?", type=pathlib.Path, default=ROOT / "target/cuda/emulator")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    for name, files in LIBRARIES.items():
-        build_library(name, files, out)
+    build_libraries(out)
     wanted = {out / "kernels" / f"{name}.so": source for name, source in sources().items()}
     build_all(wanted, out)
-    if arguments.test:
-        test(out)
     if arguments.races:
         environment = build_races(out, {out / "races" / library.name: source for library, source in wanted.items()})
         sys.exit(subprocess.run(arguments.races, env=os.environ | environment).returncode)

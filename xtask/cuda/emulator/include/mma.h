@@ -20,17 +20,34 @@ struct tf32;
 
 namespace detail {
 
-template <class T> struct Element { using type = T; };
-template <> struct Element<precision::tf32> { using type = float; };
+template <class T>
+struct Element {
+    using type = T;
+};
+template <>
+struct Element<precision::tf32> {
+    using type = float;
+};
 
-template <class Use, int m, int n, int k> struct Extent;
-template <int m, int n, int k> struct Extent<matrix_a, m, n, k> { static constexpr int rows = m, columns = k; };
-template <int m, int n, int k> struct Extent<matrix_b, m, n, k> { static constexpr int rows = k, columns = n; };
-template <int m, int n, int k> struct Extent<accumulator, m, n, k> { static constexpr int rows = m, columns = n; };
+template <class Use, int m, int n, int k>
+struct Extent;
+template <int m, int n, int k>
+struct Extent<matrix_a, m, n, k> {
+    static constexpr int rows = m, columns = k;
+};
+template <int m, int n, int k>
+struct Extent<matrix_b, m, n, k> {
+    static constexpr int rows = k, columns = n;
+};
+template <int m, int n, int k>
+struct Extent<accumulator, m, n, k> {
+    static constexpr int rows = m, columns = n;
+};
 
 // The shapes that sm_80 and later have for each element type.
 template <class T, int m, int n, int k>
-constexpr bool has_shape = (m == 16 && n == 16 && k == 16) || (m == 32 && n == 8 && k == 16) || (m == 8 && n == 32 && k == 16);
+constexpr bool has_shape =
+    (m == 16 && n == 16 && k == 16) || (m == 32 && n == 8 && k == 16) || (m == 8 && n == 32 && k == 16);
 template <int m, int n, int k>
 constexpr bool has_shape<precision::tf32, m, n, k> = m == 16 && n == 16 && k == 8;
 template <int m, int n, int k>
@@ -121,8 +138,7 @@ struct Product {
         }
         for (int row = 0; row < m; row++)
             for (int i = 0; i < k; i++)
-                for (int column = 0; column < n; column++)
-                    sum[row * n + column] += a[row * k + i] * b[i * n + column];
+                for (int column = 0; column < n; column++) sum[row * n + column] += a[row * k + i] * b[i * n + column];
         for (int lane = 0; lane < 32; lane++)
             for (int i = 0; i < per_c; i++) static_cast<const Product *>(requests[lane])->d[i] = sum[lane * per_c + i];
     }

@@ -1,6 +1,7 @@
 // libcublas.so.13: handles, and the matrix products that candle and cudarc ask for. Declared here, as the
 // toolkit's wheel brings no cuBLAS headers; the numbers are those of cublas_api.h and library_types.h.
 #include "gemm.hpp"
+#include "statistics.hpp"
 
 #include <cstdint>
 #include <cstdio>
@@ -10,7 +11,13 @@ namespace {
 
 enum Status { success = 0, not_initialised = 1, invalid_value = 7, not_supported = 15 };
 enum Type { real_f32 = 0, real_f64 = 1, real_f16 = 2, real_bf16 = 14 };
-enum Compute { compute_f16 = 64, compute_f16_pedantic = 65, compute_f64 = 70, compute_f64_pedantic = 71 };
+enum Compute {
+    compute_f16 = 64,
+    compute_f16_pedantic = 65,
+    compute_f64 = 70,
+    compute_f64_pedantic = 71,
+    compute_tf32 = 77
+};
 
 struct Handle {
     void *stream = nullptr;
@@ -40,22 +47,36 @@ int batched(Handle *handle, int transpose_a, int transpose_b, int m, int n, int 
             const void *beta, void *c, int type_c, int leading_c, long long stride_c, int count, int compute) {
     if (!handle) return not_initialised;
     bool known_a, known_b, known_c;
-    emulator::Product product{
-        {a, format_of(type_a, known_a), leading_a, stride_a, transpose_a != 0},
-        {b, format_of(type_b, known_b), leading_b, stride_b, transpose_b != 0},
-        c, format_of(type_c, known_c), leading_c, stride_c, m, n, k, count,
-        scalar(alpha, compute), scalar(beta, compute)};
+    emulator::Product product{};
+    product.a = {a, format_of(type_a, known_a), leading_a, stride_a, transpose_a != 0};
+    product.b = {b, format_of(type_b, known_b), leading_b, stride_b, transpose_b != 0};
+    product.c = c, product.format_c = format_of(type_c, known_c);
+    product.leading_c = leading_c, product.stride_c = stride_c;
+    product.m = m, product.n = n, product.k = k, product.count = count;
+    product.alpha = scalar(alpha, compute), product.beta = scalar(beta, compute);
+    product.tf32 = compute == compute_tf32;
     if (!known_a || !known_b || !known_c || handle->pointer_mode != 0) {
-        fprintf(stderr, "cuda emulator: cuBLAS: types %d, %d, %d, pointer mode %d: expected f32 (0), f64 (1), f16 (2) or "
-                "bf16 (14), and scalars on the host (0)\n", type_a, type_b, type_c, handle->pointer_mode);
+        fprintf(stderr,
+                "cuda emulator: cuBLAS: types %d, %d, %d, pointer mode %d: expected f32 (0), f64 (1), f16 (2) or "
+                "bf16 (14), and scalars on the host (0)\n",
+                type_a, type_b, type_c, handle->pointer_mode);
         return not_supported;
     }
     if (const char *wrong = emulator::check(product)) {
-        fprintf(stderr, "cuda emulator: cuBLAS: (%d, %d, %d) x %d with leading dimensions %d, %d, %d: %s\n", m, n, k, count,
-                leading_a, leading_b, leading_c, wrong);
+        fprintf(stderr, "cuda emulator: cuBLAS: (%d, %d, %d) x %d with leading dimensions %d, %d, %d: %s\n", m, n, k,
+                count, leading_a, leading_b, leading_c, wrong);
         return invalid_value;
     }
+    emulator::trace("cuBLAS, (%d, %d, %d) x %d", m, n, k, count);
+    emulator::CountedLaunch counted("cuBLAS");
     emulator::multiply(product);
+    return success;
+}
+
+// The last line of a call that answers through a pointer.
+template <class T, class Value>
+int give(T *to, Value value) {
+    *to = value;
     return success;
 }
 
@@ -63,46 +84,53 @@ int batched(Handle *handle, int transpose_a, int transpose_b, int m, int n, int 
 
 #define API extern "C" __attribute__((visibility("default")))
 
-API int cublasCreate_v2(Handle **handle) { return *handle = new Handle, success; }
-API int cublasDestroy_v2(Handle *handle) { return delete handle, success; }
-API int cublasSetStream_v2(Handle *handle, void *stream) { return handle->stream = stream, success; }
-API int cublasGetStream_v2(Handle *handle, void **stream) { return *stream = handle->stream, success; }
-API int cublasSetPointerMode_v2(Handle *handle, int mode) { return handle->pointer_mode = mode, success; }
-API int cublasGetPointerMode_v2(Handle *handle, int *mode) { return *mode = handle->pointer_mode, success; }
-API int cublasSetMathMode(Handle *handle, int mode) { return handle->math_mode = mode, success; }
-API int cublasGetMathMode(Handle *handle, int *mode) { return *mode = handle->math_mode, success; }
+API int cublasCreate_v2(Handle **handle) { return give(handle, new Handle); }
+API int cublasDestroy_v2(Handle *handle) {
+    delete handle;
+    return success;
+}
+API int cublasSetStream_v2(Handle *handle, void *stream) { return give(&handle->stream, stream); }
+API int cublasGetStream_v2(Handle *handle, void **stream) { return give(stream, handle->stream); }
+API int cublasSetPointerMode_v2(Handle *handle, int mode) { return give(&handle->pointer_mode, mode); }
+API int cublasGetPointerMode_v2(Handle *handle, int *mode) { return give(mode, handle->pointer_mode); }
+API int cublasSetMathMode(Handle *handle, int mode) { return give(&handle->math_mode, mode); }
+API int cublasGetMathMode(Handle *handle, int *mode) { return give(mode, handle->math_mode); }
 API int cublasSetWorkspace_v2(Handle *, void *, size_t) { return success; }
-API int cublasGetVersion_v2(Handle *, int *version) { return *version = 130000, success; }
-API int cublasGetProperty(int which, int *value) { return *value = which == 0 ? 13 : 0, success; }
-API const char *cublasGetStatusName(int status) { return status == success ? "CUBLAS_STATUS_SUCCESS" : "a cuBLAS error"; }
-API const char *cublasGetStatusString(int status) { return status == success ? "success" : "an error the emulator explained on stderr"; }
+API int cublasGetVersion_v2(Handle *, int *version) { return give(version, 130000); }
+API int cublasGetProperty(int which, int *value) { return give(value, which == 0 ? 13 : 0); }
+API const char *cublasGetStatusName(int status) {
+    return status == success ? "CUBLAS_STATUS_SUCCESS" : "a cuBLAS error";
+}
+API const char *cublasGetStatusString(int status) {
+    return status == success ? "success" : "an error the emulator explained on stderr";
+}
 
-API int cublasGemmStridedBatchedEx(Handle *handle, int ta, int tb, int m, int n, int k, const void *alpha, const void *a,
-                                   int type_a, int lda, long long stride_a, const void *b, int type_b, int ldb,
-                                   long long stride_b, const void *beta, void *c, int type_c, int ldc, long long stride_c,
-                                   int count, int compute, int) {
-    return batched(handle, ta, tb, m, n, k, alpha, a, type_a, lda, stride_a, b, type_b, ldb, stride_b, beta, c, type_c, ldc,
-                   stride_c, count, compute);
+API int cublasGemmStridedBatchedEx(Handle *handle, int ta, int tb, int m, int n, int k, const void *alpha,
+                                   const void *a, int type_a, int lda, long long stride_a, const void *b, int type_b,
+                                   int ldb, long long stride_b, const void *beta, void *c, int type_c, int ldc,
+                                   long long stride_c, int count, int compute, int) {
+    return batched(handle, ta, tb, m, n, k, alpha, a, type_a, lda, stride_a, b, type_b, ldb, stride_b, beta, c, type_c,
+                   ldc, stride_c, count, compute);
 }
 
 API int cublasGemmEx(Handle *handle, int ta, int tb, int m, int n, int k, const void *alpha, const void *a, int type_a,
-                     int lda, const void *b, int type_b, int ldb, const void *beta, void *c, int type_c, int ldc, int compute,
-                     int) {
-    return batched(handle, ta, tb, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc, 0, 1, compute);
+                     int lda, const void *b, int type_b, int ldb, const void *beta, void *c, int type_c, int ldc,
+                     int compute, int) {
+    return batched(handle, ta, tb, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc, 0, 1,
+                   compute);
 }
 
-#define GEMM(letter, T, type, compute)                                                                                   \
-    API int cublas##letter##gemm_v2(Handle *handle, int ta, int tb, int m, int n, int k, const T *alpha, const T *a,     \
-                                    int lda, const T *b, int ldb, const T *beta, T *c, int ldc) {                        \
-        return batched(handle, ta, tb, m, n, k, alpha, a, type, lda, 0, b, type, ldb, 0, beta, c, type, ldc, 0, 1,       \
-                       compute);                                                                                         \
-    }                                                                                                                    \
-    API int cublas##letter##gemmStridedBatched(Handle *handle, int ta, int tb, int m, int n, int k, const T *alpha,      \
-                                               const T *a, int lda, long long stride_a, const T *b, int ldb,             \
-                                               long long stride_b, const T *beta, T *c, int ldc, long long stride_c,     \
-                                               int count) {                                                              \
-        return batched(handle, ta, tb, m, n, k, alpha, a, type, lda, stride_a, b, type, ldb, stride_b, beta, c, type,    \
-                       ldc, stride_c, count, compute);                                                                   \
+#define GEMM(letter, T, type, compute)                                                                                \
+    API int cublas##letter##gemm_v2(Handle *handle, int ta, int tb, int m, int n, int k, const T *alpha, const T *a,  \
+                                    int lda, const T *b, int ldb, const T *beta, T *c, int ldc) {                     \
+        return batched(handle, ta, tb, m, n, k, alpha, a, type, lda, 0, b, type, ldb, 0, beta, c, type, ldc, 0, 1,    \
+                       compute);                                                                                      \
+    }                                                                                                                 \
+    API int cublas##letter##gemmStridedBatched(                                                                       \
+        Handle *handle, int ta, int tb, int m, int n, int k, const T *alpha, const T *a, int lda, long long stride_a, \
+        const T *b, int ldb, long long stride_b, const T *beta, T *c, int ldc, long long stride_c, int count) {       \
+        return batched(handle, ta, tb, m, n, k, alpha, a, type, lda, stride_a, b, type, ldb, stride_b, beta, c, type, \
+                       ldc, stride_c, count, compute);                                                                \
     }
 GEMM(S, float, real_f32, 68)
 GEMM(D, double, real_f64, compute_f64)

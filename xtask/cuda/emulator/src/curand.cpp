@@ -29,16 +29,28 @@ int generate(Generator *generator, T *out, size_t count, Draw draw) {
     return success;
 }
 
+// The last line of a call that answers through a pointer.
+template <class T, class Value>
+int give(T *to, Value value) {
+    *to = value;
+    return success;
+}
+
 }  // namespace
 
 #define API extern "C" __attribute__((visibility("default")))
 
-API int curandCreateGenerator(Generator **generator, int) { return *generator = new Generator, success; }
-API int curandDestroyGenerator(Generator *generator) { return delete generator, success; }
+API int curandCreateGenerator(Generator **generator, int) { return give(generator, new Generator); }
+API int curandDestroyGenerator(Generator *generator) {
+    delete generator;
+    return success;
+}
 API int curandSetStream(Generator *, void *) { return success; }
-API int curandSetPseudoRandomGeneratorSeed(Generator *generator, unsigned long long seed) { return generator->state = seed, success; }
+API int curandSetPseudoRandomGeneratorSeed(Generator *generator, unsigned long long seed) {
+    return give(&generator->state, seed);
+}
 API int curandSetGeneratorOffset(Generator *generator, unsigned long long offset) {
-    return generator->state += offset * 0x9e3779b97f4a7c15, success;
+    return give(&generator->state, generator->state + offset * 0x9e3779b97f4a7c15);
 }
 API int curandGenerate(Generator *generator, unsigned *out, size_t count) {
     return generate(generator, out, count, [](Generator &g) { return g.next() >> 32; });

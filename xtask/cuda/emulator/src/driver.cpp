@@ -52,8 +52,14 @@ private:
     std::set<const void *> live_;
 };
 
-Handles &streams() { static auto *handles = new Handles; return *handles; }
-Handles &events() { static auto *handles = new Handles; return *handles; }
+Handles &streams() {
+    static auto *handles = new Handles;
+    return *handles;
+}
+Handles &events() {
+    static auto *handles = new Handles;
+    return *handles;
+}
 
 Handle primary;
 std::atomic<int> primary_users{0};
@@ -87,7 +93,8 @@ CUresult on_stream(CUstream stream) {
 
 CUresult known_event(CUevent event) {
     if (CUresult result = ready()) return result;
-    return events().known(event) ? CUDA_SUCCESS : refuse(CUDA_ERROR_INVALID_HANDLE, "%p is no event", static_cast<void *>(event));
+    return events().known(event) ? CUDA_SUCCESS
+                                 : refuse(CUDA_ERROR_INVALID_HANDLE, "%p is no event", static_cast<void *>(event));
 }
 
 Function *function_of(CUfunction handle) {
@@ -112,7 +119,8 @@ constexpr ErrorText error_texts[] = {
     {CUDA_ERROR_NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {CUDA_ERROR_NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
-    {CUDA_ERROR_LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure (the emulator said on stderr which)"},
+    {CUDA_ERROR_LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED",
+     "unspecified launch failure (the emulator said on stderr which)"},
 };
 
 // Attributes of an H100 or H200 as far as programs ask for them; 0 for the others.
@@ -144,7 +152,7 @@ int attribute(CUdevice_attribute which) {
     }
 }
 
-int blocks_per_multiprocessor(const Function &, int threads, size_t shared_memory) {
+int blocks_per_multiprocessor(int threads, size_t shared_memory) {
     if (threads < 1 || threads > int(max_threads_per_block)) return 0;
     int by_threads = 2048 / threads;
     int by_memory = int(228 * 1024 / (shared_memory + 1024));
@@ -167,60 +175,73 @@ CUresult CUDAAPI cuInit(unsigned) {
     return CUDA_SUCCESS;
 }
 
-CUresult CUDAAPI cuDriverGetVersion(int *version) { return *version = 13000, CUDA_SUCCESS; }
+CUresult CUDAAPI cuDriverGetVersion(int *version) { return give(version, 13000); }
 
 CUresult CUDAAPI cuGetErrorName(CUresult error, const char **text) {
     for (const ErrorText &known : error_texts)
-        if (known.result == error) return *text = known.name, CUDA_SUCCESS;
-    return *text = "an error the emulator never gives", CUDA_ERROR_INVALID_VALUE;
+        if (known.result == error) return give(text, known.name);
+    return give<const char *>(text, "an error the emulator never gives", CUDA_ERROR_INVALID_VALUE);
 }
 
 CUresult CUDAAPI cuGetErrorString(CUresult error, const char **text) {
     for (const ErrorText &known : error_texts)
-        if (known.result == error) return *text = known.text, CUDA_SUCCESS;
-    return *text = "an error the emulator never gives", CUDA_ERROR_INVALID_VALUE;
+        if (known.result == error) return give(text, known.text);
+    return give<const char *>(text, "an error the emulator never gives", CUDA_ERROR_INVALID_VALUE);
 }
 
 // The device.
 
-CUresult CUDAAPI cuDeviceGetCount(int *count) { return *count = 1, CUDA_SUCCESS; }
+CUresult CUDAAPI cuDeviceGetCount(int *count) { return give(count, 1); }
 
 CUresult CUDAAPI cuDeviceGet(CUdevice *device, int ordinal) {
     if (ordinal != 0) return refuse(CUDA_ERROR_INVALID_DEVICE, "device %d: there is only device 0", ordinal);
-    return *device = 0, CUDA_SUCCESS;
+    return give(device, 0);
 }
 
-CUresult CUDAAPI cuDeviceGetName(char *name, int bytes, CUdevice) { return snprintf(name, size_t(bytes), "CPU emulator"), CUDA_SUCCESS; }
+CUresult CUDAAPI cuDeviceGetName(char *name, int bytes, CUdevice) {
+    snprintf(name, size_t(bytes), "CPU emulator");
+    return CUDA_SUCCESS;
+}
 
-CUresult CUDAAPI cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice) { return memcpy(uuid->bytes, "CUDAonCPUemulatr", 16), CUDA_SUCCESS; }
+CUresult CUDAAPI cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice) {
+    memcpy(uuid->bytes, "CUDAonCPUemulatr", 16);
+    return CUDA_SUCCESS;
+}
 
-CUresult CUDAAPI cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice) { return *value = attribute(which), CUDA_SUCCESS; }
+CUresult CUDAAPI cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice) {
+    return give(value, attribute(which));
+}
 
 // Contexts: there is the primary one.
 
 CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice) {
     if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;
     primary_users++;
-    return *context = reinterpret_cast<CUcontext>(&primary), CUDA_SUCCESS;
+    return give(context, reinterpret_cast<CUcontext>(&primary));
 }
 
 CUresult CUDAAPI cuDevicePrimaryCtxRelease_v2(CUdevice) {
     if (primary_users-- > 0) return CUDA_SUCCESS;
-    return primary_users++, refuse(CUDA_ERROR_INVALID_CONTEXT, "the primary context was released more often than retained");
+    primary_users++;
+    return refuse(CUDA_ERROR_INVALID_CONTEXT, "the primary context was released more often than retained");
 }
 
-CUresult CUDAAPI cuCtxGetCurrent(CUcontext *context) { return *context = current_context, CUDA_SUCCESS; }
-CUresult CUDAAPI cuCtxSetCurrent(CUcontext context) { return current_context = context, CUDA_SUCCESS; }
-CUresult CUDAAPI cuCtxGetDevice(CUdevice *device) { return *device = 0, ready(); }
+CUresult CUDAAPI cuCtxGetCurrent(CUcontext *context) { return give(context, current_context); }
+CUresult CUDAAPI cuCtxSetCurrent(CUcontext context) { return give(&current_context, context); }
+CUresult CUDAAPI cuCtxGetDevice(CUdevice *device) { return give(device, 0, ready()); }
 CUresult CUDAAPI cuCtxSetFlags(unsigned) { return ready(); }
 CUresult CUDAAPI cuCtxSetLimit(CUlimit, size_t) { return ready(); }
-CUresult CUDAAPI cuCtxGetLimit(size_t *value, CUlimit) { return *value = 0, ready(); }
+CUresult CUDAAPI cuCtxGetLimit(size_t *value, CUlimit) { return give(value, 0, ready()); }
 CUresult CUDAAPI cuCtxSetCacheConfig(CUfunc_cache) { return ready(); }
-CUresult CUDAAPI cuCtxGetCacheConfig(CUfunc_cache *config) { return *config = CU_FUNC_CACHE_PREFER_NONE, ready(); }
-CUresult CUDAAPI cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = *greatest = 0, ready(); }
+CUresult CUDAAPI cuCtxGetCacheConfig(CUfunc_cache *config) { return give(config, CU_FUNC_CACHE_PREFER_NONE, ready()); }
+CUresult CUDAAPI cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+    *least = *greatest = 0;
+    return ready();
+}
 
 CUresult CUDAAPI cuCtxSynchronize() {
     statistics().context_synchronisations.add();
+    trace("cuCtxSynchronize");
     return ready();
 }
 
@@ -228,17 +249,22 @@ CUresult CUDAAPI cuCtxSynchronize() {
 
 CUresult CUDAAPI cuStreamCreate(CUstream *stream, unsigned) {
     if (CUresult result = ready()) return result;
-    return *stream = reinterpret_cast<CUstream>(streams().create()), CUDA_SUCCESS;
+    return give(stream, reinterpret_cast<CUstream>(streams().create()));
 }
 
-CUresult CUDAAPI cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
+CUresult CUDAAPI cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int) {
+    return cuStreamCreate(stream, flags);
+}
 
 CUresult CUDAAPI cuStreamDestroy_v2(CUstream stream) {
-    return streams().destroy(stream) ? CUDA_SUCCESS : refuse(CUDA_ERROR_INVALID_HANDLE, "%p is no stream", static_cast<void *>(stream));
+    return streams().destroy(stream)
+               ? CUDA_SUCCESS
+               : refuse(CUDA_ERROR_INVALID_HANDLE, "%p is no stream", static_cast<void *>(stream));
 }
 
 CUresult CUDAAPI cuStreamSynchronize(CUstream stream) {
     statistics().stream_synchronisations.add();
+    trace("cuStreamSynchronize");
     return on_stream(stream);
 }
 
@@ -248,7 +274,9 @@ CUresult CUDAAPI cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
     return known_event(event);
 }
 
-CUresult CUDAAPI cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) { return *status = CU_STREAM_CAPTURE_STATUS_NONE, on_stream(stream); }
+CUresult CUDAAPI cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
+    return give(status, CU_STREAM_CAPTURE_STATUS_NONE, on_stream(stream));
+}
 
 CUresult CUDAAPI cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) {
     if (CUresult result = on_stream(stream)) return result;
@@ -259,11 +287,12 @@ CUresult CUDAAPI cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data
 CUresult CUDAAPI cuEventCreate(CUevent *event, unsigned) {
     statistics().event_calls.add();
     if (CUresult result = ready()) return result;
-    return *event = reinterpret_cast<CUevent>(events().create()), CUDA_SUCCESS;
+    return give(event, reinterpret_cast<CUevent>(events().create()));
 }
 
 CUresult CUDAAPI cuEventDestroy_v2(CUevent event) {
-    return events().destroy(event) ? CUDA_SUCCESS : refuse(CUDA_ERROR_INVALID_HANDLE, "%p is no event", static_cast<void *>(event));
+    return events().destroy(event) ? CUDA_SUCCESS
+                                   : refuse(CUDA_ERROR_INVALID_HANDLE, "%p is no event", static_cast<void *>(event));
 }
 
 CUresult CUDAAPI cuEventRecord(CUevent event, CUstream stream) {
@@ -285,7 +314,7 @@ CUresult CUDAAPI cuEventElapsedTime_v2(float *milliseconds, CUevent start, CUeve
     if (CUresult result = known_event(start)) return result;
     if (CUresult result = known_event(end)) return result;
     auto time = reinterpret_cast<Handle *>(end)->recorded - reinterpret_cast<Handle *>(start)->recorded;
-    return *milliseconds = std::chrono::duration<float, std::milli>(time).count(), CUDA_SUCCESS;
+    return give(milliseconds, std::chrono::duration<float, std::milli>(time).count());
 }
 
 // Modules, functions, launches.
@@ -294,7 +323,7 @@ CUresult CUDAAPI cuModuleLoadData(CUmodule *module, const void *image) {
     if (CUresult result = ready()) return result;
     load_plugins();
     Module *loaded = load_module(static_cast<const char *>(image));
-    return *module = reinterpret_cast<CUmodule>(loaded), loaded ? CUDA_SUCCESS : CUDA_ERROR_INVALID_IMAGE;
+    return give(module, reinterpret_cast<CUmodule>(loaded), loaded ? CUDA_SUCCESS : CUDA_ERROR_INVALID_IMAGE);
 }
 
 CUresult CUDAAPI cuModuleUnload(CUmodule module) {
@@ -309,7 +338,7 @@ CUresult CUDAAPI cuModuleGetFunction(CUfunction *function, CUmodule module, cons
     auto *loaded = reinterpret_cast<Module *>(module);
     if (!is_module(loaded)) return refuse(CUDA_ERROR_INVALID_HANDLE, "%p is no module", static_cast<void *>(module));
     Function *found = find_function(loaded, name);
-    return *function = reinterpret_cast<CUfunction>(found), found ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+    return give(function, reinterpret_cast<CUfunction>(found), found ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND);
 }
 
 CUresult CUDAAPI cuFuncGetAttribute(int *value, CUfunction_attribute which, CUfunction handle) {
@@ -329,18 +358,20 @@ CUresult CUDAAPI cuFuncSetAttribute(CUfunction handle, CUfunction_attribute whic
     if (value < 0 || size_t(value) > max_shared_memory)
         return refuse(CUDA_ERROR_INVALID_VALUE, "kernel %s: %d bytes of dynamic shared memory, a block can have %zu",
                       function->name.c_str(), value, max_shared_memory);
-    return function->dynamic_shared_limit = size_t(value), CUDA_SUCCESS;
+    return give(&function->dynamic_shared_limit, size_t(value));
 }
 
 CUresult CUDAAPI cuFuncSetCacheConfig(CUfunction, CUfunc_cache) { return ready(); }
 
-CUresult CUDAAPI cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction handle, int threads, size_t shared_memory) {
+CUresult CUDAAPI cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction handle, int threads,
+                                                             size_t shared_memory) {
     const Function *function = function_of(handle);
     if (!function) return refuse(CUDA_ERROR_INVALID_HANDLE, "%p is no kernel", static_cast<void *>(handle));
-    return *blocks = blocks_per_multiprocessor(*function, threads, shared_memory), CUDA_SUCCESS;
+    return give(blocks, blocks_per_multiprocessor(threads, shared_memory));
 }
 
-CUresult CUDAAPI cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, CUfunction function, int threads, size_t shared_memory, unsigned) {
+CUresult CUDAAPI cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, CUfunction function, int threads,
+                                                                      size_t shared_memory, unsigned) {
     return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, shared_memory);
 }
 
@@ -349,10 +380,14 @@ CUresult CUDAAPI cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned gri
                                 void **arguments, void **extra) {
     if (CUresult result = on_stream(stream)) return result;
     const Function *function = function_of(handle);
-    if (!function) return refuse(CUDA_ERROR_INVALID_HANDLE, "%p is no kernel, or its module was unloaded", static_cast<void *>(handle));
+    if (!function)
+        return refuse(CUDA_ERROR_INVALID_HANDLE, "%p is no kernel, or its module was unloaded",
+                      static_cast<void *>(handle));
     if (extra || (!arguments && function->kernel->argument_count))
-        return refuse(CUDA_ERROR_NOT_SUPPORTED, "kernel %s: arguments must come as an array of pointers", function->name.c_str());
-    CUresult result = launch_kernel(*function, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_memory, arguments);
+        return refuse(CUDA_ERROR_NOT_SUPPORTED, "kernel %s: arguments must come as an array of pointers",
+                      function->name.c_str());
+    CUresult result =
+        launch_kernel(*function, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_memory, arguments);
     // A launch that was refused leaves the context alone; a kernel that ran and failed does not.
     if (result == CUDA_ERROR_LAUNCH_FAILED || result == CUDA_ERROR_ILLEGAL_ADDRESS) spoiled = result;
     return result;

@@ -15,12 +15,16 @@ namespace {
 
 // Host memory from cuMemHostAlloc: only with it are copies really asynchronous.
 std::mutex pinned_mutex;
-std::map<const char *, size_t> &pinned() { static auto *ranges = new std::map<const char *, size_t>; return *ranges; }
+std::map<const char *, size_t> &pinned() {
+    static auto *ranges = new std::map<const char *, size_t>;
+    return *ranges;
+}
 
 bool is_pinned(const void *memory) {
     std::lock_guard lock(pinned_mutex);
     auto next = pinned().upper_bound(static_cast<const char *>(memory));
-    return next != pinned().begin() && static_cast<const char *>(memory) < std::prev(next)->first + std::prev(next)->second;
+    return next != pinned().begin() &&
+           static_cast<const char *>(memory) < std::prev(next)->first + std::prev(next)->second;
 }
 
 CUresult check(const char *call, CUdeviceptr address, size_t bytes) {
@@ -32,22 +36,20 @@ CUresult check(const char *call, CUdeviceptr address, size_t bytes) {
 
 CUresult allocate_into(CUdeviceptr *address, size_t bytes) {
     if (CUresult result = spoiled) return result;
-    if (bytes == 0) {
-        fprintf(stderr, "cuda emulator: an allocation of no bytes\n");
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     statistics().allocations.add(bytes);
     *address = allocate(bytes);
     return *address ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 CUresult release_address(CUdeviceptr address) {
+    if (address == 0) return CUDA_SUCCESS;
     statistics().releases.add();
     return release(address) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult to_device(CUdeviceptr to, const void *from, size_t bytes) {
     statistics().to_device.add(bytes);
+    trace("copy of %zu bytes to the device", bytes);
     if (bytes > 64 << 10 && !is_pinned(from)) statistics().large_uploads.add(bytes);
     if (CUresult result = check("a copy to the device", to, bytes)) return result;
     memcpy(reinterpret_cast<void *>(to), from, bytes);
@@ -86,7 +88,7 @@ CUresult blocking(CUresult result) {
 
 extern "C" {
 
-CUresult CUDAAPI cuDeviceTotalMem_v2(size_t *bytes, CUdevice) { return *bytes = memory_use().total, CUDA_SUCCESS; }
+CUresult CUDAAPI cuDeviceTotalMem_v2(size_t *bytes, CUdevice) { return give(bytes, memory_use().total); }
 
 CUresult CUDAAPI cuMemGetInfo_v2(size_t *free, size_t *total) {
     MemoryUse use = memory_use();
@@ -95,8 +97,16 @@ CUresult CUDAAPI cuMemGetInfo_v2(size_t *free, size_t *total) {
     return spoiled;
 }
 
-CUresult CUDAAPI cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) { return blocking(allocate_into(address, bytes)); }
-CUresult CUDAAPI cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream) { return allocate_into(address, bytes); }
+// An allocation of no bytes is an error to the one and null to the other: cudarc's issue 194 has the first, from
+// a GPU without memory pools, and candle's 2327 the second, where only the launch of no blocks fails.
+CUresult CUDAAPI cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
+    if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+    return blocking(allocate_into(address, bytes));
+}
+CUresult CUDAAPI cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream) {
+    if (bytes == 0) return give(address, 0, spoiled);
+    return allocate_into(address, bytes);
+}
 CUresult CUDAAPI cuMemFree_v2(CUdeviceptr address) { return blocking(release_address(address)); }
 CUresult CUDAAPI cuMemFreeAsync(CUdeviceptr address, CUstream) { return release_address(address); }
 
@@ -110,35 +120,50 @@ CUresult CUDAAPI cuMemHostAlloc(void **memory, size_t bytes, unsigned) {
 CUresult CUDAAPI cuMemFreeHost(void *memory) {
     std::lock_guard lock(pinned_mutex);
     if (pinned().erase(static_cast<const char *>(memory)) == 0) return CUDA_ERROR_INVALID_VALUE;
-    return free(memory), CUDA_SUCCESS;
+    free(memory);
+    return CUDA_SUCCESS;
 }
 
-CUresult CUDAAPI cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes) { return blocking(to_device(to, from, bytes)); }
-CUresult CUDAAPI cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, CUstream) { return to_device(to, from, bytes); }
-CUresult CUDAAPI cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes) { return blocking(to_host(to, from, bytes)); }
+CUresult CUDAAPI cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes) {
+    return blocking(to_device(to, from, bytes));
+}
+CUresult CUDAAPI cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, CUstream) {
+    return to_device(to, from, bytes);
+}
+CUresult CUDAAPI cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes) {
+    return blocking(to_host(to, from, bytes));
+}
 CUresult CUDAAPI cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUstream) {
     if (!is_pinned(to)) statistics().downloads.add(bytes);
+    trace("copy of %zu bytes to the host%s", bytes, is_pinned(to) ? "" : ", which waits");
     return to_host(to, from, bytes);
 }
 CUresult CUDAAPI cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) { return on_device(to, from, bytes); }
-CUresult CUDAAPI cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream) { return on_device(to, from, bytes); }
+CUresult CUDAAPI cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream) {
+    return on_device(to, from, bytes);
+}
 
 CUresult CUDAAPI cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t bytes) { return fill(to, value, bytes); }
-CUresult CUDAAPI cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUstream) { return fill(to, value, bytes); }
+CUresult CUDAAPI cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUstream) {
+    return fill(to, value, bytes);
+}
 
 // The device's own memory pool. There is nothing to trim or to tune.
 CUresult CUDAAPI cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice) {
     static int the_pool;
-    return *pool = reinterpret_cast<CUmemoryPool>(&the_pool), CUDA_SUCCESS;
+    return give(pool, reinterpret_cast<CUmemoryPool>(&the_pool));
 }
-CUresult CUDAAPI cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device) { return cuDeviceGetDefaultMemPool(pool, device); }
+CUresult CUDAAPI cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice device) {
+    return cuDeviceGetDefaultMemPool(pool, device);
+}
 CUresult CUDAAPI cuMemPoolTrimTo(CUmemoryPool, size_t) { return CUDA_SUCCESS; }
 CUresult CUDAAPI cuMemPoolSetAttribute(CUmemoryPool, CUmemPool_attribute, void *) { return CUDA_SUCCESS; }
 CUresult CUDAAPI cuMemPoolGetAttribute(CUmemoryPool, CUmemPool_attribute which, void *value) {
     MemoryUse use = memory_use();
     bool peak = which == CU_MEMPOOL_ATTR_USED_MEM_HIGH || which == CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
     uint64_t bytes = peak ? use.peak : use.used;
-    return memcpy(value, &bytes, sizeof bytes), CUDA_SUCCESS;
+    memcpy(value, &bytes, sizeof bytes);
+    return CUDA_SUCCESS;
 }
 
 }  // extern "C"

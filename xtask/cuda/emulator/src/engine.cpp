@@ -90,9 +90,9 @@ private:
     Launch *launch_ = nullptr;
     Thread threads_[max_threads_per_block];
     Warp warps_[max_warps];
+    unsigned order_of_warps_[max_warps];
     unsigned thread_count_ = 0, warp_count_ = 0, alive_ = 0, at_barrier_ = 0;
     unsigned current_ = 0, current_warp_ = 0;
-    unsigned first_warp_ = 0;  // where choose() begins, in random order
     bool block_failed_ = false;
     Fiber *fiber_ = nullptr;      // the one that runs
     void *main_stack_ = nullptr;  // run_block's, while fibers run
@@ -111,8 +111,9 @@ Engine &engine() {
     return *mine;
 }
 
-// The calling thread's engine while it is inside of a kernel. A signal handler asks, which must not make one.
-__thread Engine *inside = nullptr;
+// The calling thread's engine while it is inside of a kernel: for what kernels call, which must be fast, and for
+// signal handlers, which must not make an engine.
+__thread Engine *inside __attribute__((tls_model("initial-exec"))) = nullptr;
 
 unsigned lowest_lanes(unsigned count) { return count >= 32 ? 0xffffffffu : (1u << count) - 1; }
 
@@ -128,8 +129,7 @@ unsigned Engine::random(unsigned count) {
 bool Engine::choose() {
     for (;;) {
         while (current_warp_ < warp_count_) {
-            unsigned warp = (current_warp_ + first_warp_) % warp_count_;
-            if (order_ == Order::reverse) warp = warp_count_ - 1 - current_warp_;
+            const unsigned warp = order_of_warps_[current_warp_];
             unsigned ready = warps_[warp].ready;
             if (!ready) {
                 current_warp_++;
@@ -154,7 +154,8 @@ bool Engine::choose() {
 
 void Engine::begin_sweep() {
     current_warp_ = 0;
-    if (order_ == Order::random) first_warp_ = random(warp_count_);
+    if (order_ == Order::random)
+        for (unsigned i = warp_count_; i > 1; i--) std::swap(order_of_warps_[i - 1], order_of_warps_[random(i)]);
 }
 
 // All threads stand at one barrier: lets them go. Otherwise nothing can go on any more.
@@ -167,9 +168,10 @@ bool Engine::release_barrier() {
         same = waiting.line == first->line && !strcmp(waiting.what, first->what);
     }
     if (!same) {
-        fprintf(stderr, "cuda emulator: kernel %s, block (%u, %u, %u): not all threads reach the same barrier or "
-                "warp operation\n%s", launch_->kernel->name, running.block.x, running.block.y, running.block.z,
-                stuck().c_str());
+        fprintf(stderr,
+                "cuda emulator: kernel %s, block (%u, %u, %u): not all threads reach the same barrier or "
+                "warp operation\n%s",
+                launch_->kernel->name, running.block.x, running.block.y, running.block.z, stuck().c_str());
         block_failed_ = true;
         return false;
     }
@@ -190,8 +192,9 @@ std::string Engine::stuck() const {
         const Waiting &waiting = threads_[i].waiting;
         std::string place = "have ended";
         if (warp.alive >> (i % warp_size) & 1)
-            place = waiting.mask ? std::string("wait in ") + waiting.what
-                                 : std::string("wait at the barrier of ") + waiting.what + ":" + std::to_string(waiting.line);
+            place = waiting.mask
+                        ? std::string("wait in ") + waiting.what
+                        : std::string("wait at the barrier of ") + waiting.what + ":" + std::to_string(waiting.line);
         auto known = std::find_if(places.begin(), places.end(), [&](auto &entry) { return entry.first == place; });
         if (known == places.end()) places.emplace_back(place, 1);
         else known->second++;
@@ -201,7 +204,10 @@ std::string Engine::stuck() const {
     return text;
 }
 
-void Engine::new_fiber() { fibers_.push_back(std::make_unique<Fiber>(fiber_main, races::create(unsigned(fibers_.size())))); }
+void Engine::new_fiber() {
+    auto number = unsigned(fibers_.size());
+    fibers_.push_back(std::make_unique<Fiber>(fiber_main, number, races::create(number)));
+}
 
 Fiber *Engine::spare_fiber() {
     if (races_) return fibers_[current_].get();
@@ -312,7 +318,7 @@ void Engine::threads_of_fiber() {
     }
 }
 
-void Engine::fiber_main() { engine().threads_of_fiber(); }
+void Engine::fiber_main() { inside->threads_of_fiber(); }
 
 void Engine::run_block(uint64_t index) {
     const uint3 grid = launch_->grid;
@@ -357,6 +363,7 @@ bool Engine::run_blocks(Launch &launch) {
     launch_ = &launch;
     thread_count_ = launch.threads();
     warp_count_ = (thread_count_ + warp_size - 1) / warp_size;
+    for (unsigned i = 0; i < warp_count_; i++) order_of_warps_[i] = order_ == Order::reverse ? warp_count_ - 1 - i : i;
     const uint3 block = launch.block;
     for (unsigned i = 0; i < thread_count_; i++)
         threads_[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
@@ -391,20 +398,20 @@ bool Engine::stack_overflow(uintptr_t address) const { return fiber_ && fiber_->
 
 }  // namespace
 
-void barrier(const char *file, int line) { engine().wait_at_barrier(file, line); }
+void barrier(const char *file, int line) { inside->wait_at_barrier(file, line); }
 
 void collective(unsigned mask, Operation operation, void *request, const char *name) {
-    engine().wait_in_collective(mask, operation, request, name);
+    inside->wait_in_collective(mask, operation, request, name);
 }
 
-unsigned active_lanes() { return engine().active_lanes(); }
+unsigned active_lanes() { return inside->active_lanes(); }
 
 void *shared_memory(const void *key, size_t bytes, size_t alignment, const char *name) {
     races::Ignored filling;  // with NaNs, by whichever thread comes first
-    return engine().memory().declared(key, bytes, alignment, name);
+    return inside->memory().declared(key, bytes, alignment, name);
 }
 
-void *dynamic_shared_memory() { return engine().memory().dynamic(); }
+void *dynamic_shared_memory() { return inside->memory().dynamic(); }
 
 void fail(const char *format, ...) {
     char message[512];
@@ -412,7 +419,7 @@ void fail(const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    engine().fail(message);
+    inside->fail(message);
 }
 
 std::string where() { return inside ? inside->where() : ""; }

@@ -10,8 +10,8 @@ namespace emulator {
 
 // What sm_90 allows, and what this device says of itself.
 constexpr unsigned max_threads_per_block = 1024;
-constexpr size_t max_shared_memory = 227 * 1024;          // a block's, once the kernel has opted in
-constexpr size_t max_shared_memory_unasked = 48 * 1024;   // without opting in; static memory always
+constexpr size_t max_shared_memory = 227 * 1024;         // a block's, once the kernel has opted in
+constexpr size_t max_shared_memory_unasked = 48 * 1024;  // without opting in; static memory always
 
 struct Launch {
     const Kernel *kernel;

@@ -22,12 +22,10 @@ void report(int signal, siginfo_t *info, void *context) {
     std::string at = where();
     auto address = reinterpret_cast<uintptr_t>(info->si_addr);
     if (!at.empty()) {
-        if (signal == SIGFPE)
-            fprintf(stderr, "cuda emulator: %s: division of an integer by zero\n", at.c_str());
+        if (signal == SIGFPE) fprintf(stderr, "cuda emulator: %s: division of an integer by zero\n", at.c_str());
         else if (stack_overflow(address))
             fprintf(stderr, "cuda emulator: %s: its local variables overflow the stack\n", at.c_str());
-        else
-            fprintf(stderr, "cuda emulator: %s touches %s\n", at.c_str(), describe(address).c_str());
+        else fprintf(stderr, "cuda emulator: %s touches %s\n", at.c_str(), describe(address).c_str());
     }
     const struct sigaction &before = signal == SIGSEGV ? before_segv : signal == SIGBUS ? before_bus : before_fpe;
     if (at.empty() && (before.sa_flags & SA_SIGINFO)) {
@@ -56,7 +54,7 @@ void catch_faults_on_this_thread() {
 }
 
 void catch_faults() {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = report;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigaction(SIGSEGV, &action, &before_segv);

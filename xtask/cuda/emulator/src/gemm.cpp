@@ -37,7 +37,8 @@ void with_format(Format format, Use use) {
 // out[strip][i][r] = source(first + strip * width + r, from + i), zero past `count`. `inner` is the distance
 // in memory between neighbours along the strip's width, `outer` between neighbours along the depth.
 template <class T, class S>
-void pack(T *out, const S *source, long long count, int width, int strips, int length, long long inner, long long outer) {
+void pack(T *out, const S *source, long long count, int width, int strips, int length, long long inner,
+          long long outer) {
     for (int strip = 0; strip < strips; strip++, source += width * inner, count -= width) {
         int present = int(std::min<long long>(width, count));
         if (present < width) std::fill(out, out + width * length, T(0));
@@ -67,12 +68,13 @@ void accumulate(T *sum, const T *a, const T *b, int length) {
 
 template <class T>
 struct Scratch {
-    std::vector<T> a = std::vector<T>(tile_m * depth), b = std::vector<T>(tile_n * depth), sum = std::vector<T>(tile_m * tile_n);
+    std::vector<T> a = std::vector<T>(tile_m * depth), b = std::vector<T>(tile_n * depth),
+                   sum = std::vector<T>(tile_m * tile_n);
 };
 
 template <class T>
-void pack_operand(T *out, const Operand &operand, bool left, long long batch, long long first, long long count, int width,
-                  int strips, long long from, int length) {
+void pack_operand(T *out, const Operand &operand, bool left, long long batch, long long first, long long count,
+                  int width, int strips, long long from, int length) {
     with_format(operand.format, [&](auto zero) {
         using S = decltype(zero);
         auto *data = static_cast<const S *>(operand.data) + batch * operand.stride;
@@ -84,6 +86,12 @@ void pack_operand(T *out, const Operand &operand, bool left, long long batch, lo
     });
 }
 
+// To ten bits of mantissa, ties away from zero, as tensor cores take f32 (PTX: cvt.rna.tf32.f32).
+void round_to_tf32(float *values, size_t count) {
+    for (size_t i = 0; i < count; i++) values[i] = bit_cast<float>((bit_cast<unsigned>(values[i]) + 0x1000) & ~0x1fffu);
+}
+void round_to_tf32(double *, size_t) {}
+
 template <class T>
 void tile(const Product &p, Scratch<T> &scratch, long long batch, long long row, long long column) {
     long long height = std::min<long long>(tile_m, p.m - row), width = std::min<long long>(tile_n, p.n - column);
@@ -93,6 +101,10 @@ void tile(const Product &p, Scratch<T> &scratch, long long batch, long long row,
         int length = int(std::min<long long>(depth, p.k - from));
         pack_operand(scratch.a.data(), p.a, true, batch, row, height, rows, strips_a, from, length);
         pack_operand(scratch.b.data(), p.b, false, batch, column, width, columns, strips_b, from, length);
+        if (p.tf32) {
+            round_to_tf32(scratch.a.data(), size_t(strips_a) * rows * length);
+            round_to_tf32(scratch.b.data(), size_t(strips_b) * columns * length);
+        }
         for (int sb = 0; sb < strips_b; sb++)
             for (int sa = 0; sa < strips_a; sa++)
                 accumulate(scratch.sum.data() + (sb * (tile_m / rows) + sa) * rows * columns,
@@ -103,7 +115,8 @@ void tile(const Product &p, Scratch<T> &scratch, long long batch, long long row,
         auto *c = static_cast<C *>(p.c) + batch * p.stride_c;
         for (long long j = 0; j < width; j++)
             for (long long i = 0; i < height; i++) {
-                T sum = scratch.sum[((j / columns) * (tile_m / rows) + i / rows) * rows * columns + j % columns * rows + i % rows];
+                T sum = scratch.sum[((j / columns) * (tile_m / rows) + i / rows) * rows * columns + j % columns * rows +
+                                    i % rows];
                 C &element = c[row + i + (column + j) * p.leading_c];
                 // With beta = 0 cuBLAS does not read C: it may hold NaNs.
                 element = p.beta == 0 ? C(T(p.alpha) * sum) : C(T(p.alpha) * sum + T(p.beta) * T(element));

@@ -21,11 +21,12 @@ struct Product {
     long long leading_c, stride_c;
     long long m, n, k, count;
     double alpha, beta;
+    bool tf32;  // f32 operands are rounded to TF32 first
 };
 
 // Null, or what cuBLAS would refuse.
 const char *check(const Product &product);
-// Products and sums in f32 (f64 if C is f64), one rounding to C's format at the end.
+// Products and sums in f32 (f64 if C is f64) of operands that may be rounded to TF32, one rounding to C's format at the end.
 void multiply(const Product &product);
 
 }  // namespace emulator

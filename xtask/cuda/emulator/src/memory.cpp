@@ -6,6 +6,8 @@
 // once, and the handler of faults.cpp names the kernel.
 #include "memory.hpp"
 
+#include "statistics.hpp"
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -40,10 +42,7 @@ Memory &memory() {
 }
 
 bool fence() {
-    static const bool on = [] {
-        const char *value = getenv("CUDA_EMULATOR_FENCE");
-        return value && *value && strcmp(value, "0") != 0;
-    }();
+    static const bool on = set_in_environment("CUDA_EMULATOR_FENCE");
     return on;
 }
 
@@ -58,7 +57,8 @@ size_t total_memory() {
 size_t round_up(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
 
 // The allocation that `address` lies in, or that ends there.
-std::map<uint64_t, Allocation>::const_iterator find(const std::map<uint64_t, Allocation> &allocations, uint64_t address) {
+std::map<uint64_t, Allocation>::const_iterator find(const std::map<uint64_t, Allocation> &allocations,
+                                                    uint64_t address) {
     auto next = allocations.upper_bound(address);
     if (next == allocations.begin()) return allocations.end();
     auto found = std::prev(next);
@@ -76,7 +76,8 @@ uint64_t allocate(size_t bytes) {
     if (fence()) {
         size_t page = size_t(sysconf(_SC_PAGESIZE)), room = round_up(bytes, fenced_alignment);
         allocation.mapped_bytes = round_up(room, page) + page;
-        void *mapped = mmap(nullptr, allocation.mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void *mapped =
+            mmap(nullptr, allocation.mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (mapped == MAP_FAILED) return 0;
         allocation.mapped = static_cast<char *>(mapped);
         char *end = allocation.mapped + allocation.mapped_bytes - page;
@@ -115,11 +116,14 @@ bool release(uint64_t address) {
         munmap(allocation.mapped, allocation.mapped_bytes);
     } else {
         bool spoiled = false;
-        for (size_t i = 0; i < strip; i++) spoiled |= static_cast<unsigned char>(begin[allocation.bytes + i]) != untouched;
+        for (size_t i = 0; i < strip; i++)
+            spoiled |= static_cast<unsigned char>(begin[allocation.bytes + i]) != untouched;
         free(begin);
         if (spoiled) {
-            fprintf(stderr, "cuda emulator: something wrote past the end of an allocation of %zu bytes; "
-                    "CUDA_EMULATOR_FENCE=1 says what\n", allocation.bytes);
+            fprintf(stderr,
+                    "cuda emulator: something wrote past the end of an allocation of %zu bytes; "
+                    "CUDA_EMULATOR_FENCE=1 says what\n",
+                    allocation.bytes);
             return false;
         }
     }

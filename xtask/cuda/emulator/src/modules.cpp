@@ -57,13 +57,16 @@ public:
     }
 
 private:
-    static bool word(char c) { return isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '_' || c == '$' || c == '%'; }
+    static bool word(char c) {
+        return isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '_' || c == '$' || c == '%';
+    }
 
     void skip() {
         for (;;) {
             if (isspace(static_cast<unsigned char>(*at_))) at_++;
             else if (!strncmp(at_, "//", 2)) at_ += strcspn(at_, "\n");
-            else if (!strncmp(at_, "/*", 2)) at_ = strstr(at_ + 2, "*/") ? strstr(at_ + 2, "*/") + 2 : at_ + strlen(at_);
+            else if (!strncmp(at_, "/*", 2))
+                at_ = strstr(at_ + 2, "*/") ? strstr(at_ + 2, "*/") + 2 : at_ + strlen(at_);
             else return;
         }
     }
@@ -86,14 +89,17 @@ Function read_entry(Reader &reader) {
     if (word == "(") {
         while (!(word = reader.next()).empty() && word != ")") {
             if (word == ".param") function.parameter_sizes.push_back(0);
-            else if (word == "[") function.parameter_sizes.back() *= unsigned(strtoul(reader.next().c_str(), nullptr, 10));
-            else if (unsigned size = type_size(word); size && !function.parameter_sizes.empty()) function.parameter_sizes.back() = size;
+            else if (word == "[")
+                function.parameter_sizes.back() *= unsigned(strtoul(reader.next().c_str(), nullptr, 10));
+            else if (unsigned size = type_size(word); size && !function.parameter_sizes.empty())
+                function.parameter_sizes.back() = size;
         }
     }
     while (!word.empty() && word != "{" && word != ";") {
         if (word == ".maxntid") {
             function.max_threads = unsigned(strtoul(reader.next().c_str(), nullptr, 10));
-            while ((word = reader.next()) == ",") function.max_threads *= unsigned(strtoul(reader.next().c_str(), nullptr, 10));
+            while ((word = reader.next()) == ",")
+                function.max_threads *= unsigned(strtoul(reader.next().c_str(), nullptr, 10));
         } else {
             word = reader.next();
         }
@@ -154,8 +160,10 @@ void load_plugins() {
         }
     }
     if (files.empty())
-        fprintf(stderr, "cuda emulator: no kernels in %s (build.py puts them there; CUDA_EMULATOR_KERNELS names another folder)\n",
-                plugin_folder().c_str());
+        fprintf(
+            stderr,
+            "cuda emulator: no kernels in %s (build.py puts them there; CUDA_EMULATOR_KERNELS names another folder)\n",
+            plugin_folder().c_str());
 }
 
 Module *load_module(const char *ptx) {
@@ -203,11 +211,14 @@ Function *find_function(Module *module, const char *name) {
     }
     Function &function = found->second;
     if (!function.kernel) {
-        fprintf(stderr, "cuda emulator: kernel %s is in no plug-in of %s: run build.py\n", name, plugin_folder().c_str());
+        fprintf(stderr, "cuda emulator: kernel %s is in no plug-in of %s: run build.py\n", name,
+                plugin_folder().c_str());
         return nullptr;
     }
     if (!same_parameters(function, *function.kernel)) {
-        fprintf(stderr, "cuda emulator: kernel %s has %zu parameters in the PTX and %u in its plug-in, or they differ in size: run build.py\n",
+        fprintf(stderr,
+                "cuda emulator: kernel %s has %zu parameters in the PTX and %u in its plug-in, or they differ in "
+                "size: run build.py\n",
                 name, function.parameter_sizes.size(), function.kernel->argument_count);
         return nullptr;
     }

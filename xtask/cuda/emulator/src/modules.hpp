@@ -16,8 +16,8 @@ struct Module;
 struct Function {
     std::string name;
     const Module *module;
-    const Kernel *kernel = nullptr;             // null if no plug-in has it
-    std::vector<unsigned> parameter_sizes;      // as the PTX declares them
+    const Kernel *kernel = nullptr;                // null if no plug-in has it
+    std::vector<unsigned> parameter_sizes;         // as the PTX declares them
     unsigned max_threads = max_threads_per_block;  // .maxntid, from __launch_bounds__
     size_t dynamic_shared_limit = max_shared_memory_unasked;
 };

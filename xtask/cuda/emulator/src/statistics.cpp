@@ -3,6 +3,7 @@
 #include "memory.hpp"
 
 #include <algorithm>
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -59,10 +60,16 @@ void print() {
     Launches all;
     for (auto &[name, entry] : table) all.calls += entry.calls, all.seconds += entry.seconds;
     fprintf(stderr, "  %-32s %10lu %14.3f s\n", "launches", all.calls, all.seconds);
-    for (auto &[name, entry] : table) fprintf(stderr, "    %-30s %10lu %14.3f s\n", name.c_str(), entry.calls, entry.seconds);
+    for (auto &[name, entry] : table)
+        fprintf(stderr, "    %-30s %10lu %14.3f s\n", name.c_str(), entry.calls, entry.seconds);
 }
 
 }  // namespace
+
+bool set_in_environment(const char *name) {
+    const char *value = getenv(name);
+    return value && *value && strcmp(value, "0") != 0;
+}
 
 Statistics &statistics() {
     static auto *instance = new Statistics;
@@ -71,19 +78,32 @@ Statistics &statistics() {
 
 bool statistics_wanted() {
     static const bool wanted = [] {
-        const char *value = getenv("CUDA_EMULATOR_STATISTICS");
-        bool on = value && *value && strcmp(value, "0") != 0;
+        bool on = set_in_environment("CUDA_EMULATOR_STATISTICS");
         if (on) atexit(print);
         return on;
     }();
     return wanted;
 }
 
-void count_launch(const std::string &kernel, double seconds) {
+void trace(const char *format, ...) {
+    static const bool wanted = set_in_environment("CUDA_EMULATOR_TRACE");
+    if (!wanted) return;
+    char text[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "cuda emulator: %s\n", text);
+}
+
+CountedLaunch::CountedLaunch(const std::string &kernel) : kernel_(kernel), begin_(std::chrono::steady_clock::now()) {}
+
+CountedLaunch::~CountedLaunch() {
+    if (!statistics_wanted()) return;
     std::lock_guard lock(mutex);
-    Launches &entry = launches()[kernel];
+    Launches &entry = launches()[kernel_];
     entry.calls++;
-    entry.seconds += seconds;
+    entry.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
 }
 
 }  // namespace emulator

@@ -1,7 +1,10 @@
 // Counts, printed at exit with CUDA_EMULATOR_STATISTICS=1.
 #pragma once
 
+#include "../include/emulator/runtime.hpp"
+
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -23,9 +26,23 @@ struct Statistics {
     Counter stream_synchronisations, context_synchronisations, event_synchronisations, downloads, blocking_calls;
 };
 
+// Whether the variable is there, not empty and not 0.
+bool set_in_environment(const char *name);
+
 Statistics &statistics();
-// Whether launches are to be timed, and the time one took.
 bool statistics_wanted();
-void count_launch(const std::string &kernel, double seconds);
+// A line on stderr with CUDA_EMULATOR_TRACE=1.
+EMULATOR_API void trace(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// Counts a launch and, if statistics are wanted, the time until the end of its scope.
+class EMULATOR_API CountedLaunch {
+public:
+    explicit CountedLaunch(const std::string &kernel);
+    ~CountedLaunch();
+
+private:
+    std::string kernel_;
+    std::chrono::steady_clock::time_point begin_;
+};
 
 }  // namespace emulator

@@ -108,7 +108,12 @@ void right_results() {
     expect(counter.read()[0] == 300 * 96 && halves.read()[0] == 150 * 96, "atomics from all blocks");
 
     std::vector<unsigned short> a(256), b(256);
-    auto bf16 = [](int value) { float f = float(value); unsigned bits; memcpy(&bits, &f, 4); return (unsigned short)(bits >> 16); };
+    auto bf16 = [](int value) {
+        float f = float(value);
+        unsigned bits;
+        memcpy(&bits, &f, 4);
+        return (unsigned short)(bits >> 16);
+    };
     for (int i = 0; i < 256; i++) a[i] = bf16(i % 7 - 3), b[i] = bf16(i % 5 - 2);
     Buffer<unsigned short> tile_a(a), tile_b(b);
     Buffer<float> tile_c(std::vector<float>(256));
@@ -141,17 +146,25 @@ void right_results() {
 
 void refused_calls() {
     Buffer<float> x(ramp(256));
-    expect(launch("sums", 1, 256, 0, x.address, x.address) == CUDA_ERROR_INVALID_VALUE, "more threads than the launch bounds");
-    expect(launch("axpy", 1, 2048, 0, 0u, 0.0f, x.address, x.address) == CUDA_ERROR_INVALID_VALUE, "more threads than a block can have");
-    expect(launch("reverse", 1, 256, 50 << 10, x.address, x.address) == CUDA_ERROR_INVALID_VALUE, "more shared memory than was opted into");
+    expect(launch("sums", 1, 256, 0, x.address, x.address) == CUDA_ERROR_INVALID_VALUE,
+           "more threads than the launch bounds");
+    expect(launch("axpy", 1, 2048, 0, 0u, 0.0f, x.address, x.address) == CUDA_ERROR_INVALID_VALUE,
+           "more threads than a block can have");
+    expect(launch("reverse", 1, 256, 50 << 10, x.address, x.address) == CUDA_ERROR_INVALID_VALUE,
+           "more shared memory than was opted into");
     MUST(cuFuncSetAttribute(function("reverse"), CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 200 << 10));
     MUST(launch("reverse", 1, 256, 200 << 10, x.address, x.address));
     CUfunction found;
-    expect(cuModuleGetFunction(&found, module_, "unheard_of") == CUDA_ERROR_NOT_FOUND, "a kernel that the module lacks");
-    expect(cuModuleGetFunction(&found, module_, "without_code") == CUDA_ERROR_NOT_FOUND, "a kernel that no plug-in has");
+    expect(cuModuleGetFunction(&found, module_, "unheard_of") == CUDA_ERROR_NOT_FOUND,
+           "a kernel that the module lacks");
+    expect(cuModuleGetFunction(&found, module_, "without_code") == CUDA_ERROR_NOT_FOUND,
+           "a kernel that no plug-in has");
     expect(cuModuleGetFunction(&found, module_, "changed") == CUDA_ERROR_NOT_FOUND, "a plug-in older than the PTX");
     CUmodule module;
-    expect(cuModuleLoadData(&module, "\x7f" "ELF") == CUDA_ERROR_INVALID_IMAGE, "a module that is no PTX");
+    expect(cuModuleLoadData(&module,
+                            "\x7f"
+                            "ELF") == CUDA_ERROR_INVALID_IMAGE,
+           "a module that is no PTX");
     float host[300];
     expect(cuMemcpyDtoH_v2(host, x.address, sizeof host) == CUDA_ERROR_INVALID_VALUE, "a copy of more than there is");
     MUST(cuMemFreeAsync(x.address, nullptr));

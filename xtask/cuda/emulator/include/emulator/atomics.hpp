@@ -8,9 +8,18 @@ namespace emulator {
 
 template <size_t bytes>
 struct Word;
-template <> struct Word<2> { using type = unsigned short; };
-template <> struct Word<4> { using type = unsigned int; };
-template <> struct Word<8> { using type = unsigned long long; };
+template <>
+struct Word<2> {
+    using type = unsigned short;
+};
+template <>
+struct Word<4> {
+    using type = unsigned int;
+};
+template <>
+struct Word<8> {
+    using type = unsigned long long;
+};
 
 // Replaces *address by update(*address); returns what was there.
 template <class T, class Update>

@@ -91,9 +91,27 @@ inline unsigned __brev(unsigned x) {
     return reversed;
 }
 
-template <class T> T __ldg(const T *address) { return *address; }
-template <class T> T __ldca(const T *address) { return *address; }
-template <class T> T __ldcs(const T *address) { return *address; }
-template <class T> T __ldcg(const T *address) { return *address; }
-template <class T> void __stcs(T *address, T value) { *address = value; }
-template <class T> void __stcg(T *address, T value) { *address = value; }
+template <class T>
+T __ldg(const T *address) {
+    return *address;
+}
+template <class T>
+T __ldca(const T *address) {
+    return *address;
+}
+template <class T>
+T __ldcs(const T *address) {
+    return *address;
+}
+template <class T>
+T __ldcg(const T *address) {
+    return *address;
+}
+template <class T>
+void __stcs(T *address, T value) {
+    *address = value;
+}
+template <class T>
+void __stcg(T *address, T value) {
+    *address = value;
+}

@@ -112,11 +112,11 @@ inline __nv_bfloat16 __low2bfloat16(__nv_bfloat162 a) { return a.x; }
 inline __nv_bfloat16 __high2bfloat16(__nv_bfloat162 a) { return a.y; }
 
 // What follows is the same for both formats.
-#define EMULATOR_UNARY(name, expression)                     \
-    template <class F>                                       \
-    emulator::Narrow<F> name(emulator::Narrow<F> narrow) {   \
-        float a = narrow;                                    \
-        return expression;                                   \
+#define EMULATOR_UNARY(name, expression)                   \
+    template <class F>                                     \
+    emulator::Narrow<F> name(emulator::Narrow<F> narrow) { \
+        float a = narrow;                                  \
+        return expression;                                 \
     }
 EMULATOR_UNARY(hsqrt, sqrtf(a))
 EMULATOR_UNARY(hrsqrt, rsqrtf(a))
@@ -132,19 +132,19 @@ EMULATOR_UNARY(__habs, fabsf(a))
 EMULATOR_UNARY(__hneg, -a)
 #undef EMULATOR_UNARY
 
-#define EMULATOR_BINARY(name, expression)                                                    \
-    template <class F>                                                                       \
-    emulator::Narrow<F> name(emulator::Narrow<F> narrow_a, emulator::Narrow<F> narrow_b) {   \
-        float a = narrow_a, b = narrow_b;                                                    \
-        return expression;                                                                   \
-    }                                                                                        \
-    template <class F>                                                                       \
-    emulator::Pair<F> name##2(emulator::Pair<F> a, emulator::Pair<F> b) {                    \
-        return {name(a.x, b.x), name(a.y, b.y)};                                             \
+#define EMULATOR_BINARY(name, expression)                                                  \
+    template <class F>                                                                     \
+    emulator::Narrow<F> name(emulator::Narrow<F> narrow_a, emulator::Narrow<F> narrow_b) { \
+        float a = narrow_a, b = narrow_b;                                                  \
+        return expression;                                                                 \
+    }                                                                                      \
+    template <class F>                                                                     \
+    emulator::Pair<F> name##2(emulator::Pair<F> a, emulator::Pair<F> b) {                  \
+        return {name(a.x, b.x), name(a.y, b.y)};                                           \
     }
 EMULATOR_BINARY(__hadd, a + b)
 EMULATOR_BINARY(__hsub, a - b)
-EMULATOR_BINARY(__hmul, a * b)
+EMULATOR_BINARY(__hmul, a *b)
 EMULATOR_BINARY(__hdiv, a / b)
 EMULATOR_BINARY(__hmax, fmaxf(a, b))
 EMULATOR_BINARY(__hmin, fminf(a, b))
@@ -152,13 +152,34 @@ EMULATOR_BINARY(__hmax_nan, a != a ? a : b != b ? b : fmaxf(a, b))
 EMULATOR_BINARY(__hmin_nan, a != a ? a : b != b ? b : fminf(a, b))
 #undef EMULATOR_BINARY
 
-template <class F> emulator::Pair<F> __h2div(emulator::Pair<F> a, emulator::Pair<F> b) { return a / b; }
-template <class F> bool __hisnan(emulator::Narrow<F> a) { return float(a) != float(a); }
-template <class F> bool __hlt(emulator::Narrow<F> a, emulator::Narrow<F> b) { return a < b; }
-template <class F> bool __hgt(emulator::Narrow<F> a, emulator::Narrow<F> b) { return a > b; }
-template <class F> bool __heq(emulator::Narrow<F> a, emulator::Narrow<F> b) { return a == b; }
-template <class F> float __low2float(emulator::Pair<F> a) { return a.x; }
-template <class F> float __high2float(emulator::Pair<F> a) { return a.y; }
+template <class F>
+emulator::Pair<F> __h2div(emulator::Pair<F> a, emulator::Pair<F> b) {
+    return a / b;
+}
+template <class F>
+bool __hisnan(emulator::Narrow<F> a) {
+    return float(a) != float(a);
+}
+template <class F>
+bool __hlt(emulator::Narrow<F> a, emulator::Narrow<F> b) {
+    return a < b;
+}
+template <class F>
+bool __hgt(emulator::Narrow<F> a, emulator::Narrow<F> b) {
+    return a > b;
+}
+template <class F>
+bool __heq(emulator::Narrow<F> a, emulator::Narrow<F> b) {
+    return a == b;
+}
+template <class F>
+float __low2float(emulator::Pair<F> a) {
+    return a.x;
+}
+template <class F>
+float __high2float(emulator::Pair<F> a) {
+    return a.y;
+}
 template <class F>
 emulator::Narrow<F> __hfma(emulator::Narrow<F> a, emulator::Narrow<F> b, emulator::Narrow<F> c) {
     return fmaf(a, b, c);

@@ -24,9 +24,7 @@ struct Registration<function> {
     static constexpr unsigned char sizes[] = {static_cast<unsigned char>(sizeof(Arguments))..., 0};
     static constexpr bool pointers[] = {std::is_pointer_v<Arguments>..., false};
 
-    explicit Registration(const char *name) {
-        register_kernel({name, call, sizeof...(Arguments), sizes, pointers});
-    }
+    explicit Registration(const char *name) { register_kernel({name, call, sizeof...(Arguments), sizes, pointers}); }
 };
 
 }  // namespace emulator
