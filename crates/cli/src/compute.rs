@@ -95,6 +95,17 @@ impl fmt::Display for Compute {
 }
 
 impl ComputeOptions {
+    /// An error where a GPU is asked for by `whom`, which runs on the CPU alone.
+    pub(crate) fn refuse_gpu(&self, whom: &str) -> Result<()> {
+        match self.device.unwrap_or_default() {
+            Place::Auto | Place::Cpu => Ok(()),
+            Place::Cuda(_) | Place::Metal => Err(Error::usage(format!(
+                "{whom} runs on the CPU alone: leave --device out"
+            ))
+            .into()),
+        }
+    }
+
     /// Opens the device that is asked for.
     pub(crate) fn open(&self) -> Result<Compute> {
         let device = match self.device.unwrap_or_default() {
@@ -138,10 +149,17 @@ fn no_device(name: &str, cause: &candle_core::Error) -> Error {
 }
 
 #[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
 fn cuda(number: usize) -> Result<Device> {
-    // With a stream of its own: candle's default one waits for all others at every call.
-    Ok(Device::new_cuda_with_stream(number)
-        .map_err(|e| no_device(&format!("cuda:{number}"), &e))?)
+    // One stream for all threads: by default each has its own, and nothing would order them.
+    let device = Device::new_cuda_with_stream(number)
+        .map_err(|e| no_device(&format!("cuda:{number}"), &e))?;
+    if let Device::Cuda(cuda) = &device {
+        // Otherwise every tensor has events recorded and waited for at every launch, a dozen calls each.
+        // SAFETY: they order several streams, and all tensors of this program are of this one.
+        unsafe { cuda.disable_event_tracking() };
+    }
+    Ok(device)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -322,6 +322,7 @@ impl Job<'_> {
                 Error::usage("the classifier is trained from nothing: leave --from out").into(),
             );
         }
+        o.fit.compute.refuse_gpu("the classifier's training")?;
         let dir = RunDir::open(
             &self.args.out,
             &Settings {
