@@ -307,8 +307,8 @@ impl DiT {
         }
     }
 
-    /// The same network, whose tokens are of `dtype` from the embedding to the head, and with them its products. Its output
-    /// stays f32, and so do weights that are trained, whose gradients are.
+    /// The same network, whose products and attention are of `dtype`. The residual stream stays f32, for what is rounded there
+    /// adds up over the blocks; so do the output, and weights that are trained with their gradients.
     #[must_use]
     pub fn computing_in(self, dtype: DType) -> Self {
         Self { dtype, ..self }
@@ -337,7 +337,8 @@ impl BlockStack for DiT {
         let h = self
             .x_embedder
             .forward(&q.x.to_dtype(self.dtype)?)?
-            .broadcast_add(&self.pos_embed.to_dtype(self.dtype)?)?; // (B, T, D)
+            .to_dtype(DType::F32)?
+            .broadcast_add(&self.pos_embed.to_dtype(DType::F32)?)?; // (B, T, D)
         // Every adaLN projection starts with this activation.
         let c = ops::silu(&self.condition(&q.t, &q.y, self.dtype)?)?; // (B, D)
         let blocks = self.blocks.iter().map(|b| b.modulation.forward(&c)); // (B, 6·D) each

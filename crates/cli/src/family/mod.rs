@@ -319,9 +319,12 @@ impl<F: Family> Model<F> {
     }
 }
 
-/// The weights in the type that a network computes in: once, and not at every pass.
+/// The matrices in the type that a network computes in: once, and not at every pass.
 fn in_type(weights: &StateDict, dtype: DType) -> tinyfusion::core::Result<StateDict> {
-    let cast = |(name, t): (&str, &Tensor)| Ok((name.to_string(), t.to_dtype(dtype)?));
+    let cast = |(name, t): (&str, &Tensor)| {
+        let dtype = if t.rank() == 2 { dtype } else { t.dtype() };
+        Ok((name.to_string(), t.to_dtype(dtype)?))
+    };
     weights.iter().map(cast).collect()
 }
 

@@ -1,4 +1,4 @@
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use tinyfusion_core::Result;
 use tinyfusion_nn::layers::{LayerNorm, Linear};
 use tinyfusion_nn::ops::{Dropout, attention, attention_dropped, dropout};
@@ -62,18 +62,26 @@ impl Block {
         })
     }
 
-    /// x (B, T, D) → (B, T, D).
-    pub(super) fn forward(&self, x: &Tensor, drop: Option<&BlockDropout>) -> Result<Tensor> {
-        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?; // (B, T, 3·inner)
+    /// x (B, T, D) → (B, T, D), with products in `dtype`.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        drop: Option<&BlockDropout>,
+        dtype: DType,
+    ) -> Result<Tensor> {
+        let normed = self.norm1.forward(x)?.to_dtype(dtype)?; // (B, T, D)
+        let qkv = self.qkv.forward(&normed)?; // (B, T, 3·inner)
         let attn = match drop {
             None => attention(&qkv, self.heads)?, // (B, T, inner)
             Some(drop) => attention_dropped(&qkv, self.heads, &drop.attn)?,
         };
         let attn = dropped(self.proj.forward(&attn)?, drop.map(|d| &d.proj))?; // (B, T, D)
-        let x = (x + attn)?;
-        let hidden = self.fc1.forward_gelu_erf(&self.norm2.forward(&x)?)?; // (B, T, hidden)
+        let x = (x + attn.to_dtype(x.dtype())?)?;
+        let normed = self.norm2.forward(&x)?.to_dtype(dtype)?; // (B, T, D)
+        let hidden = self.fc1.forward_gelu_erf(&normed)?; // (B, T, hidden)
         let hidden = dropped(hidden, drop.map(|d| &d.hidden))?;
         let mlp = dropped(self.fc2.forward(&hidden)?, drop.map(|d| &d.mlp))?; // (B, T, D)
+        let mlp = mlp.to_dtype(x.dtype())?;
         Ok((x + mlp)?)
     }
 }
@@ -124,8 +132,9 @@ impl TokenMlp {
 
     /// x (N, C), t (N,), z (N, D) → (N, 2·C).
     pub(super) fn forward(&self, x: &Tensor, t: &Tensor, z: &Tensor) -> Result<Tensor> {
-        let mut x = self.input_proj.forward(x)?; // (N, W)
-        let c = (self.time_embed.forward(t, x.dtype())? + self.cond_embed.forward(z)?)?; // (N, W)
+        let dtype = x.dtype();
+        let mut x = self.input_proj.forward(x)?.to_dtype(DType::F32)?; // (N, W)
+        let c = (self.time_embed.forward(t, dtype)? + self.cond_embed.forward(z)?)?; // (N, W)
         // Every adaLN projection starts with this activation, so it is taken once.
         let c = ops::silu(&c)?;
         for block in &self.blocks {

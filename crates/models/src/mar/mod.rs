@@ -113,8 +113,9 @@ impl Mar {
         }
     }
 
-    /// The same network, whose tokens are of `dtype` from the embedding to the head, and in the denoiser. What it is asked and
-    /// what it answers stays f32, and so do weights that are trained, whose gradients are.
+    /// The same network, whose products and attention are of `dtype`, in the denoiser, too. The residual streams stay f32, for
+    /// what is rounded there adds up over the blocks; so does what it is asked and answers, and so do weights that are trained
+    /// with their gradients.
     #[must_use]
     pub fn computing_in(self, dtype: DType) -> Self {
         Self { dtype, ..self }
@@ -128,7 +129,7 @@ impl Mar {
     /// The class embeddings (B, E), the fake latent's where the id is `class_num`.
     fn classes(&self, y: &Tensor) -> Result<Tensor> {
         let table = Tensor::cat(&[&self.class_emb, &self.fake_latent], 0)?; // (classes + 1, E)
-        Ok(table.index_select(y, 0)?.to_dtype(self.dtype)?)
+        Ok(table.index_select(y, 0)?.to_dtype(DType::F32)?)
     }
 
     /// Checks a question's shapes and sorts its positions.
@@ -242,7 +243,7 @@ impl BlockStack for Mar {
         let ((b, l, c), buffer) = (q.tokens.dims3()?, self.config.buffer_size);
         let e = self.config.encoder_embed_dim;
         let class = self.classes(&q.y)?.unsqueeze(1)?; // (B, 1, E)
-        let all_positions = self.encoder_pos.to_dtype(self.dtype)?; // (buffer + L, E)
+        let all_positions = self.encoder_pos.to_dtype(DType::F32)?; // (buffer + L, E)
         let positions = all_positions.narrow(0, 0, buffer)?; // (buffer, E)
         let mut h = class.broadcast_add(&positions.unsqueeze(0)?)?; // (B, buffer, E)
         if let Some(visible) = &cond.visible {
@@ -255,7 +256,8 @@ impl BlockStack for Mar {
             let tokens = tokens.to_dtype(self.dtype)?;
             let places = (visible.flatten_all()? + buffer as f64)?; // (B·V,)
             let positions = all_positions.index_select(&places, 0)?; // (B·V, E)
-            let tokens = (self.z_proj.forward(&tokens)? + positions)?; // (B·V, E)
+            let tokens = self.z_proj.forward(&tokens)?.to_dtype(DType::F32)?;
+            let tokens = (tokens + positions)?; // (B·V, E)
             h = Tensor::cat(&[h, tokens.reshape((b, v, e))?], 1)?; // (B, buffer + V, E)
         }
         Ok((self.z_proj_ln.forward(&h)?, cond))
@@ -273,10 +275,11 @@ impl BlockStack for Mar {
         };
         let block = &self.blocks[i];
         if !self.recomputing {
-            return block.forward(h, drop.as_ref());
+            return block.forward(h, drop.as_ref(), self.dtype);
         }
         let block = block.clone(); // its tensors are shared
-        let again = move |h: &Tensor, _: &Tensor| Ok(block.forward(h, drop.as_ref())?);
+        let dtype = self.dtype;
+        let again = move |h: &Tensor, _: &Tensor| Ok(block.forward(h, drop.as_ref(), dtype)?);
         // A block of MAR is told nothing but its input.
         let nothing = Tensor::zeros(1, h.dtype(), h.device())?;
         Ok(recompute(h, &nothing, again)?)
@@ -285,9 +288,10 @@ impl BlockStack for Mar {
     /// From the encoder's (B, buffer + V, E) to the decoder's (B, buffer + L, D): the mask token stands where a token
     /// is hidden.
     fn bridge(&self, _into: usize, h: &Tensor, cond: &MarCond) -> Result<Tensor> {
-        let h = self.decoder_embed.forward(&self.encoder_norm.forward(h)?)?; // (B, buffer + V, D)
+        let h = self.encoder_norm.forward(h)?.to_dtype(self.dtype)?; // (B, buffer + V, E)
+        let h = self.decoder_embed.forward(&h)?.to_dtype(DType::F32)?; // (B, buffer + V, D)
         let (b, t, d) = h.dims3()?;
-        let mask_token = self.mask_token.to_dtype(self.dtype)?.unsqueeze(0)?; // (1, 1, D)
+        let mask_token = self.mask_token.to_dtype(DType::F32)?.unsqueeze(0)?; // (1, 1, D)
         let rows = Tensor::cat(&[&h, &mask_token.broadcast_as((b, 1, d))?], 1)?; // (B, buffer + V + 1, D)
         let first = (0..b as u32).map(|sample| sample * (t as u32 + 1));
         let first = Tensor::from_iter(first, h.device())?.unsqueeze(1)?; // (B, 1)
@@ -297,15 +301,14 @@ impl BlockStack for Mar {
             .reshape((b * (t + 1), d))?
             .index_select(&places.flatten_all()?, 0)?
             .reshape((b, all, d))?; // (B, buffer + L, D)
-        Ok(h.broadcast_add(&self.decoder_pos.to_dtype(self.dtype)?)?)
+        Ok(h.broadcast_add(&self.decoder_pos.to_dtype(DType::F32)?)?)
     }
 
     /// z (B, L, D), the conditions of all tokens.
     fn head(&self, h: &Tensor, _cond: &MarCond) -> Result<Tensor> {
         let h = self.decoder_norm.forward(h)?; // (B, buffer + L, D)
         let h = h.narrow(1, self.config.buffer_size, self.config.seq_len())?; // (B, L, D)
-        Ok(h.to_dtype(DType::F32)?
-            .broadcast_add(&self.diffusion_pos.to_dtype(DType::F32)?)?)
+        Ok(h.broadcast_add(&self.diffusion_pos.to_dtype(DType::F32)?)?)
     }
 }
 

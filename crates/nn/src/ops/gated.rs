@@ -10,6 +10,8 @@ use crate::kernels::elementwise::{gated_residual as forward, gated_residual_back
 /// x + gate·y for x, y (B, T, D), where the gate of sample b is chunk `chunk` of row b of
 /// `modulation` (B, k·D).
 ///
+/// In the type of x, which may be f32 where y and the gate are bf16.
+///
 /// The gate stays inside the packed projection: no chunk is copied out, and its gradient comes back
 /// packed.
 pub fn gated_residual(x: &Tensor, y: &Tensor, modulation: &Tensor, chunk: usize) -> Result<Tensor> {
@@ -22,6 +24,10 @@ pub fn gated_residual(x: &Tensor, y: &Tensor, modulation: &Tensor, chunk: usize)
             y.dims(),
             modulation.dims()
         );
+    }
+    if [y.dtype(), modulation.dtype()] != [x.dtype(); 2] {
+        let (y, modulation) = (y.to_dtype(x.dtype())?, modulation.to_dtype(x.dtype())?);
+        return gated_residual(x, &y, &modulation, chunk);
     }
     if !is_fused(&[x, y, modulation]) {
         let gate = modulation.narrow(1, chunk * d, d)?.unsqueeze(1)?; // (B, 1, D)

@@ -8,7 +8,8 @@ use crate::cuda;
 use crate::kernels::elementwise::{Chunks, modulate as forward, modulate_backward};
 
 /// x·(1 + scale) + shift for rows x (N, D), where shift and scale of row n are chunks of row n of the packed
-/// projection `modulation` (N, k·D): adaLN behind a norm that has weights of its own.
+/// projection `modulation` (N, k·D): adaLN behind a norm that has weights of its own. In the type of `modulation`, computed in
+/// that of x.
 pub fn modulate(
     x: &Tensor,
     modulation: &Tensor,
@@ -23,6 +24,11 @@ pub fn modulate(
             x.dims(),
             modulation.dims()
         );
+    }
+    if x.dtype() != modulation.dtype() {
+        let modulation_too = modulation.to_dtype(x.dtype())?;
+        return modulate(x, &modulation_too, shift_chunk, scale_chunk)?
+            .to_dtype(modulation.dtype());
     }
     if !is_fused(&[x, modulation]) {
         let chunk = |k: usize| modulation.narrow(1, k * d, d); // (N, D)

@@ -13,6 +13,8 @@ use crate::kernels::unwritten;
 /// modulate(LayerNorm(x), shift, scale) = LN(x)·(1 + scale) + shift for x (B, T, D), LayerNorm without
 /// weights; shift and scale are chunks of the packed adaLN projection `modulation` (B, k·D).
 ///
+/// In the type of `modulation`, computed in that of x: a residual stream may be f32 where what reads it is bf16.
+///
 /// Peebles & Xie 2023 (DiT), `modulate`.
 pub fn layer_norm_modulate(
     x: &Tensor,
@@ -29,6 +31,11 @@ pub fn layer_norm_modulate(
             x.dims(),
             modulation.dims()
         );
+    }
+    if x.dtype() != modulation.dtype() {
+        let modulation_too = modulation.to_dtype(x.dtype())?;
+        return layer_norm_modulate(x, &modulation_too, shift_chunk, scale_chunk, eps)?
+            .to_dtype(modulation.dtype());
     }
     if !is_fused(&[x, modulation]) {
         let chunk = |k: usize| modulation.narrow(1, k * d, d)?.unsqueeze(1); // (B, 1, D)
