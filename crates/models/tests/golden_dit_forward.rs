@@ -75,11 +75,15 @@ fn golden_embeddings() {
     );
     f.golden.close(
         "out.t_emb",
-        &t_embedder.forward(&times(&f.golden, "in.t"), DType::F32).unwrap(),
+        &t_embedder
+            .forward(&times(&f.golden, "in.t"), DType::F32)
+            .unwrap(),
     );
     f.golden.close(
         "out.t_emb_frac",
-        &t_embedder.forward(&times(&f.golden, "in.t_frac"), DType::F32).unwrap(),
+        &t_embedder
+            .forward(&times(&f.golden, "in.t_frac"), DType::F32)
+            .unwrap(),
     );
     let rows = f
         .weights
@@ -90,7 +94,9 @@ fn golden_embeddings() {
     let y_embedder = layers::LabelEmbedder::load(&root.at("y_embedder"), rows, d).unwrap();
     f.golden.close(
         "out.y_emb_eval",
-        &y_embedder.forward(&ids(&f.golden, "in.y"), DType::F32).unwrap(),
+        &y_embedder
+            .forward(&ids(&f.golden, "in.y"), DType::F32)
+            .unwrap(),
     );
     let forced = forced_labels(&f);
     // Which samples lost their label: our null ids are where the reference dropped.
@@ -105,8 +111,12 @@ fn golden_embeddings() {
     let net = DiT::new(&f.config, &f.weights).unwrap();
     f.golden.close(
         "out.c",
-        &net.condition(&times(&f.golden, "in.t"), &ids(&f.golden, "in.y"), DType::F32)
-            .unwrap(),
+        &net.condition(
+            &times(&f.golden, "in.t"),
+            &ids(&f.golden, "in.y"),
+            DType::F32,
+        )
+        .unwrap(),
     );
     let patch = layers::PatchEmbed::load(
         &root.at("x_embedder"),

@@ -141,7 +141,8 @@ fn golden_forward() {
         f.config.0.hidden_size,
     )
     .unwrap();
-    f.golden.close("out.t_emb", &embedder.forward(&t, DType::F32).unwrap());
+    f.golden
+        .close("out.t_emb", &embedder.forward(&t, DType::F32).unwrap());
     let query = LatentQuery {
         x: f.golden.tensor("in.x"),
         t,
