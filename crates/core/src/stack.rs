@@ -46,7 +46,7 @@ pub struct LatentQuery {
     pub x: Tensor,
     /// (B,) f32: 0..1000 for DiT, [0, 1] for SiT; may be fractional.
     pub t: Tensor,
-    /// (B,) u32; the id `num_classes` is the null class.
+    /// (B,) u32, on any device; the id `num_classes` is the null class.
     pub y: Tensor,
 }
 
@@ -58,7 +58,7 @@ pub struct TokenQuery {
     /// (B, L) f32, 1 where the token is to be predicted. Every row hides equally many. Best on the CPU, whatever the tokens
     /// are on: the network reads it.
     pub mask: Tensor,
-    /// (B,) u32; the id `num_classes` is the fake latent.
+    /// (B,) u32, on any device; the id `num_classes` is the fake latent.
     pub y: Tensor,
     /// One seed per sample by which a network with dropout drops; none asks for its plain function. They come with
     /// the question, so that a sample loses the same values in every part of its batch and in a resumed run.

@@ -1,4 +1,4 @@
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{Error, LatentBatch, Result, StepRng};
 
@@ -44,7 +44,7 @@ impl LabelDrop {
         }
         Ok(LatentBatch {
             x: batch.x.clone(),
-            y: Tensor::new(y, batch.x.device())?, // (B,)
+            y: Tensor::new(y, &Device::Cpu)?, // (B,), where it is read
         })
     }
 

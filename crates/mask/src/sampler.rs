@@ -150,16 +150,19 @@ impl MaskSampler {
                 self.groups.len()
             )));
         }
+        let soft = (0..self.groups.len()).zip(noise).map(|(g, noise)| {
+            let logits = (self.logits(logits, g)? * scale)?; // (1, K)
+            softmax(&(logits.broadcast_add(noise)? / tau)?) // (B, K)
+        });
+        let soft = soft.collect::<Result<Vec<_>>>()?;
         let mut masks = Vec::with_capacity(self.groups.len());
         let mut sampled = Vec::with_capacity(self.groups.len());
-        for (g, noise) in noise.iter().enumerate() {
-            let logits = (self.logits(logits, g)? * scale)?; // (1, K)
-            let soft = softmax(&(logits.broadcast_add(noise)? / tau)?)?; // (B, K)
-            let (hard, index) = one_hot(&soft, g)?; // (B, K)
+        for (g, (soft, values)) in soft.iter().zip(read(&soft)?).enumerate() {
+            let (hard, index) = one_hot(soft, &values, g)?; // (B, K)
             // In this order: soft − soft is exactly 0, so the value is exactly the one-hot's.
-            let y = (hard + (&soft - soft.detach())?)?;
+            let y = (hard + (soft - soft.detach())?)?;
             masks.push(y.matmul(&self.options[g])?); // (B, K) × (K, M) = (B, M)
-            sampled.push((soft, index));
+            sampled.push((soft.clone(), index));
         }
         let mask = Tensor::cat(&masks, 1)?; // (B, depth)
         let (soft, index) = sampled.into_iter().unzip();
@@ -255,11 +258,24 @@ fn softmax(z: &Tensor) -> Result<Tensor> {
     Ok(exp.broadcast_div(&exp.sum_keepdim(1)?)?) // (B, K) / (B, 1)
 }
 
-/// The arg-max of every row of `soft` (B, K) as one-hot (B, K), and as indices.
+/// The rows of several tensors (B, K), each with a K of its own, read at once: a GPU is waited for once, not for every group.
+fn read(all: &[Tensor]) -> Result<Vec<Vec<Vec<f32>>>> {
+    let detached: Vec<Tensor> = all.iter().map(Tensor::detach).collect();
+    let rows = Tensor::cat(&detached, 1)?.to_vec2::<f32>()?; // (B, ΣK)
+    let mut start = 0;
+    let mut split = Vec::with_capacity(all.len());
+    for tensor in all {
+        let end = start + tensor.dim(1)?;
+        split.push(rows.iter().map(|row| row[start..end].to_vec()).collect());
+        start = end;
+    }
+    Ok(split)
+}
+
+/// The arg-max of every row of `soft` (B, K), whose values are `rows`, as one-hot (B, K), and as indices.
 ///
 /// On the host: the masks are needed there anyway, to run kept and dropped rows apart.
-fn one_hot(soft: &Tensor, g: usize) -> Result<(Tensor, Vec<u32>)> {
-    let rows = soft.detach().to_vec2::<f32>()?;
+fn one_hot(soft: &Tensor, rows: &[Vec<f32>], g: usize) -> Result<(Tensor, Vec<u32>)> {
     let (batch, width) = soft.dims2()?;
     let mut hard = vec![0f32; batch * width];
     let mut index = Vec::with_capacity(batch);

@@ -129,7 +129,7 @@ impl Mar {
     /// The class embeddings (B, E), the fake latent's where the id is `class_num`.
     fn classes(&self, y: &Tensor) -> Result<Tensor> {
         let table = Tensor::cat(&[&self.class_emb, &self.fake_latent], 0)?; // (classes + 1, E)
-        Ok(table.index_select(y, 0)?.to_dtype(DType::F32)?)
+        Ok(table.select(y)?.to_dtype(DType::F32)?)
     }
 
     /// Checks a question's shapes and sorts its positions.

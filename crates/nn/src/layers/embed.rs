@@ -108,7 +108,8 @@ impl LabelEmbedder {
 
     /// y (B,) u32 → (B, D) in `dtype`.
     pub fn forward(&self, y: &Tensor, dtype: DType) -> Result<Tensor> {
-        Ok(self.table.index_select(y, 0)?.to_dtype(dtype)?)
+        let y = y.to_device(self.table.device())?;
+        Ok(self.table.index_select(&y, 0)?.to_dtype(dtype)?)
     }
 }
 
