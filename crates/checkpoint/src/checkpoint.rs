@@ -335,8 +335,8 @@ fn strip_wrappers(files: &mut [WeightFile], prefix: &str) {
         let names = files.iter().flat_map(|f| &f.entries);
         let names: Vec<String> = names.filter_map(|e| under(&e.name)).collect();
         let wraps =
-            |wrapper: &&str| !names.is_empty() && names.iter().all(|n| n.starts_with(wrapper));
-        let Some(wrapper) = WRAPPERS.into_iter().find(|w| wraps(&w)) else {
+            |wrapper: &str| !names.is_empty() && names.iter().all(|n| n.starts_with(wrapper));
+        let Some(wrapper) = WRAPPERS.into_iter().find(|w| wraps(w)) else {
             return;
         };
         for entry in files.iter_mut().flat_map(|f| &mut f.entries) {

@@ -110,10 +110,11 @@ impl Files<'_> {
         from: From,
         visit: impl FnMut(&Tensor) -> tinyfusion::core::Result<()>,
     ) -> Result<()> {
-        Ok(match from {
+        match from {
             From::Parts => self.parts.each(visit)?,
             From::Npz => each_image(&self.out.join(NPZ), self.numbers.len(), visit)?,
-        })
+        }
+        Ok(())
     }
 
     /// samples.npz: arr_0 of images (N, H, W, C) u8 or of latents (N, C, H, W) f32, and arr_1 of labels (N,).
