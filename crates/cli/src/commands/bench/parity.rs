@@ -162,7 +162,7 @@ fn compare<F: Family>(config: &F::Config, at: (&Device, DType, bool)) -> Result<
     let expected = answers::<F>(config, &weights, (&Device::Cpu, DType::F32, false))?;
     let found = answers::<F>(config, &weights, at)?;
     let (losses, gradients) = expected.split_first().context("no answers")?;
-    let of_losses = apart(&[losses.clone()], &found[..1])?;
+    let of_losses = apart(std::slice::from_ref(losses), &found[..1])?;
     let of_gradients = apart(gradients, &found[1..])?;
     let allowed = if at.1 == DType::BF16 { 2e-2 } else { 1e-4 };
     Ok((of_losses.max(of_gradients), allowed))
