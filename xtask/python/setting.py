@@ -12,7 +12,8 @@ def choose(name, precision):
     global device, dtype
     device = torch.device(name)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
-    torch.set_default_device(device)
+    if device.type != "cpu":
+        torch.set_default_device(device)
 
 
 def wait():

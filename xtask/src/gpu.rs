@@ -47,12 +47,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     std::env::set_current_dir(files::root())?;
     let variables = match has_nvcc() {
         true => Vec::new(),
-        false => printed("sh", &["xtask/cuda/toolkit.sh", "target/cuda"])?,
+        false => printed("sh", &["xtask/cuda/toolkit.sh", "target/cuda"], &[])?,
     };
     build(&variables)?;
     let binary = pack(&args.out)?;
     if args.emulate {
-        let emulator = printed("python3", &["xtask/cuda/emulator/build.py"])?;
+        let emulator = printed("python3", &["xtask/cuda/emulator/build.py"], &variables)?;
         return finished(
             Command::new(&binary)
                 .args(["bench", "parity", "--device", "cuda"])
@@ -81,9 +81,14 @@ fn has_nvcc() -> bool {
 }
 
 /// The variables in the lines `export NAME='VALUE'` that a script prints.
-fn printed(program: &str, words: &[&str]) -> Result<Vec<(String, String)>> {
+fn printed(
+    program: &str,
+    words: &[&str],
+    variables: &[(String, String)],
+) -> Result<Vec<(String, String)>> {
     let out = Command::new(program)
         .args(words)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .stderr(std::process::Stdio::inherit())
         .output()
         .with_context(|| format!("{program} cannot be started"))?;
