@@ -21,7 +21,7 @@ pub struct Damage {
     pub error: Error,
 }
 
-/// Writes a folder for [`ShardedLatents`], shard by shard; one that was interrupted is gone on with.
+/// Writes a folder for [`ShardedLatents`](super::ShardedLatents), shard by shard; one that was interrupted is gone on with.
 #[derive(Debug)]
 pub struct ShardWriter {
     folder: PathBuf,
