@@ -8,12 +8,14 @@ import math
 import torch
 from torch.nn import functional as F
 
+import setting
+
 
 def _tables(steps=1000):
     """The linear schedule, computed in f64 and kept in f32."""
-    betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
+    betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64, device=setting.device)
     bar = torch.cumprod(1 - betas, 0)
-    before = torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
+    before = torch.cat([torch.ones(1, dtype=torch.float64, device=setting.device), bar[:-1]])
     variance = betas * (1 - before) / (1 - bar)
     tables = {
         "sqrt_bar": bar.sqrt(),

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 import setting
 from blocks import Attention, Mlp, PatchEmbed
+from tensors import load_file
 
 
 def modulate(x, shift, scale):
@@ -27,10 +27,10 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
         self.half = frequencies // 2
 
-    def forward(self, t):
-        freqs = torch.exp(-math.log(10000) * torch.arange(self.half, dtype=torch.float32) / self.half)
+    def forward(self, t, dtype):
+        freqs = torch.exp(-math.log(10000) * torch.arange(self.half, dtype=torch.float32, device=t.device) / self.half)
         angles = t[:, None].float() * freqs  # (B, 128)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))  # (B, D)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype))  # (B, D)
 
 
 class LabelEmbedder(nn.Module):
@@ -114,7 +114,7 @@ class DiT(nn.Module):
         `mask` (B, depth) is the learnable one: every block runs for every sample, h + m·(block(h) - h).
         """
         h = self.x_embedder(x.to(self.pos_embed.dtype)) + self.pos_embed  # (B, T, D)
-        c = self.t_embedder(t) + self.y_embedder(y)  # (B, D)
+        c = self.t_embedder(t, self.pos_embed.dtype) + self.y_embedder(y)  # (B, D)
         tapped = []
         for i, block in enumerate(self.blocks):
             out = block(h, c)
@@ -129,9 +129,10 @@ class Lora(nn.Module):
 
     def __init__(self, base, rank, alpha):
         super().__init__()
-        self.base = base
-        self.a = nn.Linear(base.in_features, rank, bias=False)
-        self.b = nn.Linear(rank, base.out_features, bias=False)
+        device = base.weight.device
+        self.base = base.to(setting.dtype)  # frozen: rounded once
+        self.a = nn.Linear(base.in_features, rank, bias=False, device=device)
+        self.b = nn.Linear(rank, base.out_features, bias=False, device=device)
         self.scale = alpha / rank
         nn.init.zeros_(self.b.weight)
 

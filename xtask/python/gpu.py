@@ -1,11 +1,14 @@
 """The whole comparison on a machine with an NVIDIA GPU: python gpu.pyz BINARY [--out FOLDER]
 
-Runs the binary's parity checks, then every case by the binary and by PyTorch (plain attention, fused attention, compiled), one
-program at a time, and writes results.json and results.md. Called again with the same folder it goes on with what is missing.
+Runs the binary's parity checks, then every case by the binary and by PyTorch (compiled, fused attention, plain attention), one
+program at a time, and writes results.json and results.md. Called again with the same folder it goes on with what is missing or
+has failed: where calls are limited, --deadline ends one in time, and compiled graphs are kept in the folder.
 `cargo xtask gpu` packs this file and its neighbours into gpu.pyz.
 """
 
 import argparse
+import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -30,9 +33,9 @@ CASES = [
 ]
 # PyTorch's ways, by the flags of peer.py.
 WAYS = {
-    "torch, plain attention": ["--attention", "plain"],
-    "torch, fused attention": [],
     "torch.compile": ["--compile"],
+    "torch, fused attention": [],
+    "torch, plain attention": ["--attention", "plain"],
 }
 WARM_UP = {"torch.compile": 5}
 OURS = "tinyfusion"
@@ -58,29 +61,6 @@ def flops(kind, model, batch):
     return batch * sample * passes
 
 
-class Memory:
-    """The largest memory that the GPU had in use beyond what it had before, looked at ten times a second."""
-
-    def __enter__(self):
-        self.before, self.peak, self.ended = self.used(), 0, threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.ended.set()
-        self.thread.join()
-
-    def watch(self):
-        while not self.ended.wait(0.1):
-            self.peak = max(self.peak, self.used() - self.before)
-
-    @staticmethod
-    def used():
-        out = smi("--query-gpu=memory.used", "--format=csv,noheader,nounits")
-        return int(out.splitlines()[0]) * 2**20 if out else 0
-
-
 def smi(*arguments):
     if not shutil.which("nvidia-smi"):
         return ""
@@ -97,22 +77,39 @@ def libraries():
     return ":".join(str(f) for found in folders for f in found)
 
 
-def environment():
+def environment(out):
     paths = [libraries(), os.environ.get("LD_LIBRARY_PATH", "")]
-    return {**os.environ, "LD_LIBRARY_PATH": ":".join(p for p in paths if p)}
+    kept = out.resolve() / "compiled"
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(p for p in paths if p),
+        # One program runs at a time, so that all processors may compile for it; what they made serves the next call.
+        "TORCHINDUCTOR_COMPILE_THREADS": str(os.cpu_count()),
+        "TORCHINDUCTOR_CACHE_DIR": str(kept / "inductor"),
+        "TRITON_CACHE_DIR": str(kept / "triton"),
+    }
 
 
-def parity(binary):
-    done = subprocess.run([binary, "bench", "parity", "--device", "cuda"], capture_output=True, text=True, env=environment(), check=False)
-    checks = [json.loads(line) for line in done.stdout.splitlines()]
-    error = None if checks else done.stderr.strip().splitlines()[-1:]
-    return {"checks": checks, "failed": [c for c in checks if not c["within"]], "error": error}
+def parity(binary, args):
+    command = [binary, "bench", "parity", "--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(args.out), check=False)
+    checks = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    failed = [c for c in checks if not c["within"]]
+    # A run that came to its end says so by its exit code: 1 where a check failed.
+    ended = checks and done.returncode == (1 if failed else 0)
+    error = None if ended else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return {"checks": checks, "failed": failed, "error": error}
 
 
-def converse(command, warm_up, steps):
+def converse(command, warm_up, args, left):
     """Seconds of the steps of a worker that speaks protocol.py, its peak memory and its summary."""
-    with tempfile.TemporaryFile("w+") as errors, Memory() as memory:
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment())
+    with tempfile.TemporaryFile("w+") as errors:
+        worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment(args.out)
+        )
+        # A worker that hangs, or is not done in time, ends the conversation like one that dies.
+        alarm = threading.Timer(left, worker.kill)
+        alarm.start()
 
         def answer():
             line = worker.stdout.readline()
@@ -127,14 +124,19 @@ def converse(command, warm_up, steps):
             worker.stdin.flush()
             return answer()["seconds"]
 
-        ready = answer()
-        for _ in range(warm_up):
-            step()
-        seconds = [step() for _ in range(steps)]
-        worker.stdin.close()
-        summary = answer()
-        worker.wait()
-    return {"seconds": seconds, "memory_bytes": memory.peak, **ready.get("versions", {}), "difference": summary.get("difference")}
+        try:
+            ready = answer()
+            for _ in range(warm_up):
+                step()
+            seconds = [step() for _ in range(args.steps)]
+            worker.stdin.close()
+            summary = answer()
+        finally:
+            alarm.cancel()
+            worker.kill()
+            worker.wait()
+    memory = summary.get("peak_gpu_bytes")
+    return {"seconds": seconds, "memory_bytes": memory, **ready.get("versions", {}), "difference": summary.get("difference")}
 
 
 def contenders(binary, folder, device, dtype):
@@ -148,20 +150,24 @@ def run_case(binary, case, args, results):
     kind, model, batch = case
     label = kind if model is None else f"{kind} {model}, {batch} samples"
     entry = results["cases"].setdefault(label, {"flops": flops(*case), "programs": {}})
-    missing = [name for name, _ in contenders(binary, "", args.device, args.dtype) if name not in entry["programs"]]
-    if not missing:
+    # What failed is tried again.
+    done = lambda name: "seconds" in entry["programs"].get(name, {})  # noqa: E731
+    if all(done(name) for name, _ in contenders(binary, "", args.device, args.dtype)):
         return
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         prepare = [binary, "bench", "prepare", folder, "--kind", kind, "--batch", str(max(batch, 1)), "--micro-batches", "1"]
-        subprocess.run(prepare + (["--model", model] if model else []), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(prepare + (["--model", model] if model else []), check=True, stdout=subprocess.DEVNULL, env=environment(args.out))
         for name, command in contenders(binary, folder, args.device, args.dtype):
-            if name in entry["programs"]:
+            if done(name):
                 continue
             began = time.perf_counter()
+            left = args.ends - time.monotonic()
+            if left <= 0:
+                return
             try:
-                found = converse(command, WARM_UP.get(name, 3), args.steps)
-            except RuntimeError as error:
-                found = {"error": str(error)}
+                found = converse(command, WARM_UP.get(name, 3), args, left)
+            except (RuntimeError, OSError, ValueError) as error:
+                found = {"error": str(error) or type(error).__name__}
             entry["programs"][name] = found
             write(args.out, results)
             said = found.get("error") or f"{1e3 * statistics.median(found['seconds']):.2f} ms"
@@ -182,6 +188,7 @@ def table(results):
     checks = results["parity"]
     lines += [f"Parity with the CPU: {len(checks['checks']) - len(checks['failed'])} of {len(checks['checks'])} checks hold.", ""]
     lines += ["| case | program | ms | to tinyfusion | share of the matrix rate | peak memory |", "|---|---|--:|--:|--:|--:|"]
+    memory = lambda found: f"{found['memory_bytes'] / 2**30:.1f} GiB" if found.get("memory_bytes") else ""  # noqa: E731
     median = lambda found: statistics.median(found["seconds"]) if found and "seconds" in found else None  # noqa: E731
     rates = [median(p) for p in results["cases"].get("matmul", {}).get("programs", {}).values()]
     rates = [2 * 8192**3 / s for s in rates if s]
@@ -194,11 +201,29 @@ def table(results):
                 continue
             ratio = f"{seconds / ours:.2f}×" if ours else ""
             share = f"{100 * case['flops'] / seconds / max(rates):.0f} %" if case["flops"] and rates else ""
-            lines.append(f"| {label} | {name} | {1e3 * seconds:.2f} | {ratio} | {share} | {found['memory_bytes'] / 2**30:.1f} GiB |")
+            lines.append(f"| {label} | {name} | {1e3 * seconds:.2f} | {ratio} | {share} | {memory(found)} |")
     whole, half = (median(results["cases"].get(f"sampling {m}, 32 samples", {}).get("programs", {}).get(OURS)) for m in BLOCKS)
     if whole and half:
         lines += ["", f"Half the blocks: {whole / half:.2f}× as fast as all of them."]
     return "\n".join(lines)
+
+
+def refuse_what_cannot_run():
+    """An error before the first minute is spent, where the driver or the libraries are too old for the binary."""
+    for library in ("libcuda.so.1", "libcublas.so.13", "libcurand.so.10"):
+        folders = [*libraries().split(":"), *os.environ.get("LD_LIBRARY_PATH", "").split(":"), "/usr/local/cuda/lib64"]
+        for place in [library, *(str(Path(folder) / library) for folder in folders if folder)]:
+            try:
+                ctypes.CDLL(place)
+                break
+            except OSError:
+                continue
+        else:
+            raise SystemExit(f"{library} was not found: a driver of the 580 series or newer and the libraries of CUDA 13 are needed")
+
+
+def build_of(binary):
+    return hashlib.sha256(Path(binary).read_bytes()).hexdigest()
 
 
 def torch_version():
@@ -222,14 +247,20 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16")
+    parser.add_argument("--deadline", type=float, default=1e9, metavar="SECONDS", help="begin nothing later, and end what runs then")
     parser.add_argument("--only", nargs="*", help="kinds to run: " + ", ".join(dict.fromkeys(c[0] for c in CASES)))
     parser.add_argument("--tiny", action="store_true", help="small networks and few steps: a rehearsal")
     args = parser.parse_args()
     binary = str(Path(args.binary).resolve())
     file = args.out / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {"dtype": args.dtype, "cases": {}}
+    args.ends = time.monotonic() + args.deadline
+    if args.device.startswith("cuda"):
+        refuse_what_cannot_run()
     if results["dtype"] != args.dtype:
         raise SystemExit(f"{file} has results in {results['dtype']}; give another --out")
+    if results.setdefault("binary_sha256", build_of(binary)) != build_of(binary):
+        raise SystemExit(f"{file} has results of another build; give another --out")
     if torch_version() is None:
         print("PyTorch is not installed: only tinyfusion is timed")
         WAYS.clear()
@@ -238,8 +269,8 @@ def main():
         "driver": smi("--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch_version(),
     }
-    if not results.get("parity", {}).get("checks"):
-        results["parity"] = parity(binary)
+    if not results.get("parity") or results["parity"]["error"] or results["parity"]["failed"]:
+        results["parity"] = parity(binary, args)
         for failed in results["parity"]["failed"]:
             print(f"differs from the CPU: {failed}")
         write(args.out, results)

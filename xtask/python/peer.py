@@ -40,7 +40,7 @@ def main():
     compiled = torch.compile if args.compile else lambda function: function
     step = KINDS[case["kind"]](args.case, compiled)
     versions = {"torch": torch.__version__, "python": sys.version.split()[0], **timm_version()}
-    protocol.converse(stream, step, versions, protocol.difference(args.case / "ours.safetensors"), setting.wait)
+    protocol.converse(stream, step, versions, protocol.difference(args.case / "ours.safetensors"), setting.wait, setting.memory)
 
 
 def timm_version():

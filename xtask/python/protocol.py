@@ -24,9 +24,9 @@ def peak_rss_bytes():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def converse(stream, step, versions, difference, wait=lambda: None):
+def converse(stream, step, versions, difference, wait=lambda: None, more=dict):
     """Repeats `step` on demand; `difference` says how far its first output is from ours, None where that cannot be said; `wait`
-    returns when a device has done what it was given."""
+    returns when a device has done what it was given, and `more` has what else the summary says."""
     print(json.dumps({"ready": True, "versions": versions}), file=stream)
     first = None
     for line in sys.stdin:
@@ -41,7 +41,7 @@ def converse(stream, step, versions, difference, wait=lambda: None):
             first = output.clone() if hasattr(output, "clone") else output.copy()
         print(json.dumps({"seconds": seconds}), file=stream)
     # The peak comes first: comparing is not part of what is measured.
-    final = {"peak_rss_bytes": peak_rss_bytes()}
+    final = {"peak_rss_bytes": peak_rss_bytes(), **more()}
     apart = None if first is None else difference(first)
     if apart is not None:
         final["difference"] = apart
@@ -54,7 +54,7 @@ def difference(file):
     def of(output):
         if not file.exists():
             return None
-        from safetensors.torch import load_file
+        from tensors import load_file
 
         ours = load_file(file)["output"].to(output.device)
         if ours.shape != output.shape:

@@ -12,8 +12,6 @@ def choose(name, precision):
     global device, dtype
     device = torch.device(name)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
-    if device.type != "cpu":
-        torch.set_default_device(device)
 
 
 def wait():
@@ -26,3 +24,8 @@ def training():
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def memory():
+    """The most that tensors had of a GPU at once."""
+    return {"peak_gpu_bytes": torch.cuda.max_memory_allocated()} if device.type == "cuda" else {}

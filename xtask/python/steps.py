@@ -5,12 +5,12 @@ one, the EMA is one call over all tensors, frozen weights record nothing.
 """
 
 import torch
-import safetensors.torch
 from torch import nn
 
 import diffusion
 import dit
 import setting
+import tensors
 
 GUIDANCE = 4.0
 LR, MASK_LR, CLIP, EMA = 1e-4, 1e-3, 1.0, 0.9999
@@ -20,7 +20,7 @@ SCALE, TAU = 100.0, 1.0
 
 
 def load_file(path):
-    return safetensors.torch.load_file(path, device=str(setting.device))
+    return tensors.load_file(path, device=str(setting.device))
 
 
 def forward(folder, compiled):
@@ -52,13 +52,13 @@ def sampling(folder, compiled):
 
 def drop_labels(y, model):
     """Labels become the null class with the model's probability."""
-    dropped = torch.rand(y.shape[0]) < model.class_dropout_prob
+    dropped = torch.rand(y.shape[0], device=y.device) < model.class_dropout_prob
     return torch.where(dropped, model.num_classes, y)
 
 
 def noised(x):
     """New timesteps and noise, and x_t."""
-    t, noise = torch.randint(0, 1000, (x.shape[0],)), torch.randn_like(x)
+    t, noise = torch.randint(0, 1000, (x.shape[0],), device=x.device), torch.randn_like(x)
     return t, noise, diffusion.q_sample(x, t, noise)
 
 
@@ -120,7 +120,7 @@ def masked_kd(folder, compiled):
 
 def sample_masks(logits, batch):
     """One mask per sample, (B, depth) of exact zeros and ones: one block of every two, straight-through."""
-    gumbel = -torch.empty(batch, *logits.shape).exponential_().log()  # (B, groups, 2)
+    gumbel = -torch.empty(batch, *logits.shape, device=logits.device).exponential_().log()  # (B, groups, 2)
     soft = ((logits * SCALE + gumbel) / TAU).softmax(dim=-1)
     hard = nn.functional.one_hot(soft.argmax(dim=-1), 2).to(soft.dtype)
     # The options of a pair are (1, 0) and (0, 1): the one-hot vector is the mask.
@@ -131,7 +131,7 @@ def learn(folder, compiled, low_rank):
     model, batch = dit.load(folder / "model").train(), load_file(folder / "batch.safetensors")
     if low_rank:
         dit.add_lora(model, RANK, ALPHA)
-    logits = nn.Parameter(torch.full((len(model.blocks) // 2, 2), 0.02))
+    logits = nn.Parameter(torch.full((len(model.blocks) // 2, 2), 0.02, device=setting.device))
     run = compiled(model)
     weights = [p for p in model.parameters() if p.requires_grad]
     update = trained([{"params": weights}, {"params": [logits], "lr": MASK_LR}])
@@ -158,8 +158,8 @@ def learn_lora(folder, compiled):
 def matmul(_folder, _compiled):
     """The sizes are those of `flops.rs` and, on a GPU, of gpu.py."""
     rows, inputs, outputs = (2048, 1152, 4608) if setting.device.type == "cpu" else (8192, 8192, 8192)
-    a, b = (torch.randn(*shape, dtype=setting.dtype) for shape in ((rows, inputs), (inputs, outputs)))
-    c = torch.empty(rows, outputs, dtype=setting.dtype)
+    a, b = (torch.randn(*shape, dtype=setting.dtype, device=setting.device) for shape in ((rows, inputs), (inputs, outputs)))
+    c = torch.empty(rows, outputs, dtype=setting.dtype, device=setting.device)
 
     def step():
         torch.mm(a, b, out=c)
@@ -168,7 +168,7 @@ def matmul(_folder, _compiled):
 
 
 def copy(_folder, _compiled):
-    source = torch.ones(64 * 1024 * 1024)  # 256 MiB
+    source = torch.ones(64 * 1024 * 1024, device=setting.device)  # 256 MiB
     target = torch.zeros_like(source)
 
     def step():

@@ -10,8 +10,9 @@ use crate::files;
 
 /// Build for NVIDIA GPUs; with --run also compare with the CPU and with PyTorch on this machine's.
 ///
-/// Where no nvcc is found (in NVCC, CUDA_HOME or on the PATH), xtask/cuda/toolkit.sh installs one below target/. The first
-/// build takes 10 to 25 minutes, most of it for candle's kernels.
+/// The compiler is that of xtask/cuda/toolkit.sh, which installs it below target/ and lets the program find CUDA's libraries
+/// when it runs; --system-toolkit takes this machine's, and links to its libraries. The first build takes 10 to 25 minutes,
+/// most of it for candle's kernels.
 ///
 /// FOLDER gets `tinyfusion`, which needs no CUDA library to start, and `gpu.pyz`: copy both to a machine with a GPU and run
 /// `python3 gpu.pyz ./tinyfusion` there.
@@ -26,6 +27,9 @@ pub(crate) struct Args {
     /// Where the binary and the script go
     #[arg(long, value_name = "FOLDER", default_value = "target/gpu/kit")]
     out: PathBuf,
+    /// Compile with the nvcc of NVCC, CUDA_HOME or the PATH
+    #[arg(long)]
+    system_toolkit: bool,
     /// Also run the script, which writes gpu-results/results.json and results.md
     #[arg(long)]
     run: bool,
@@ -45,7 +49,7 @@ const TARGET: &str = "target/gpu";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     std::env::set_current_dir(files::root())?;
-    let variables = match has_nvcc() {
+    let variables = match args.system_toolkit {
         true => Vec::new(),
         false => printed("sh", &["xtask/cuda/toolkit.sh", "target/cuda"], &[])?,
     };
@@ -69,15 +73,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn has_nvcc() -> bool {
-    let homes = ["CUDA_HOME", "CUDA_PATH"].map(std::env::var_os);
-    let homes = homes.into_iter().flatten();
-    let found = homes.map(|home| Path::new(&home).join("bin/nvcc"));
-    let named = std::env::var_os("NVCC").map(PathBuf::from);
-    named.into_iter().chain(found).any(|nvcc| nvcc.is_file())
-        || Command::new("nvcc").arg("--version").output().is_ok()
 }
 
 /// The variables in the lines `export NAME='VALUE'` that a script prints.
@@ -159,6 +154,7 @@ fn pack(out: &Path) -> Result<PathBuf> {
         "protocol.py",
         "setting.py",
         "steps.py",
+        "tensors.py",
     ] {
         std::fs::copy(Path::new("xtask/python").join(name), sources.join(name))
             .with_context(|| format!("cannot copy xtask/python/{name}"))?;

@@ -4,18 +4,30 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::Result;
+#[cfg(feature = "cuda")]
+use candle_core::cuda_backend::{
+    WrapErr,
+    cudarc::driver::{result, sys},
+};
 use candle_core::{DType, Device};
 use tinyfusion::core::Error;
 
 use crate::output::note;
 
-/// The flags of every command that runs a network.
+/// Where a network runs that computes in f32 alone.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct ComputeOptions {
+pub(crate) struct DeviceOption {
     /// Where the network runs: auto (a GPU if this build and this machine have one, else the CPU), cpu, cuda, cuda:1, metal
     /// [default: auto]
     #[arg(long, value_name = "DEVICE")]
     device: Option<Place>,
+}
+
+/// The flags of every command that runs a network.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct ComputeOptions {
+    #[command(flatten)]
+    place: DeviceOption,
     /// Numbers that it computes in: f32; tf32 (a GPU's products of f32 are rounded to TF32); bf16 (a GPU's blocks are, while
     /// trained weights, norms, softmax, losses and averages stay f32) [default: f32]
     #[arg(long, value_name = "TYPE")]
@@ -94,10 +106,22 @@ impl fmt::Display for Compute {
     }
 }
 
+impl DeviceOption {
+    /// Opens the device that is asked for.
+    pub(crate) fn open(&self) -> Result<Device> {
+        Ok(match self.device.unwrap_or_default() {
+            Place::Cpu => Device::Cpu,
+            Place::Cuda(number) => cuda(number)?,
+            Place::Metal => Device::new_metal(0).map_err(|e| no_device("metal", &e))?,
+            Place::Auto => auto(),
+        })
+    }
+}
+
 impl ComputeOptions {
     /// An error where a GPU is asked for by `whom`, which runs on the CPU alone.
     pub(crate) fn refuse_gpu(&self, whom: &str) -> Result<()> {
-        match self.device.unwrap_or_default() {
+        match self.place.device.unwrap_or_default() {
             Place::Auto | Place::Cpu => Ok(()),
             Place::Cuda(_) | Place::Metal => Err(Error::usage(format!(
                 "{whom} runs on the CPU alone: leave --device out"
@@ -108,12 +132,7 @@ impl ComputeOptions {
 
     /// Opens the device that is asked for.
     pub(crate) fn open(&self) -> Result<Compute> {
-        let device = match self.device.unwrap_or_default() {
-            Place::Cpu => Device::Cpu,
-            Place::Cuda(number) => cuda(number)?,
-            Place::Metal => Device::new_metal(0).map_err(|e| no_device("metal", &e))?,
-            Place::Auto => auto(),
-        };
+        let device = self.place.open()?;
         let dtype = match self.dtype.unwrap_or_default() {
             Precision::F32 => DType::F32,
             other if device.is_cpu() => {
@@ -123,7 +142,7 @@ impl ComputeOptions {
                     "tf32"
                 };
                 return Err(Error::usage(format!(
-                    "--dtype {name} needs a GPU, and the network runs on the CPU, which computes in f32"
+                    "--dtype {name} needs a GPU, and there is none to run on: a CPU computes in f32"
                 ))
                 .into());
             }
@@ -142,7 +161,10 @@ impl ComputeOptions {
 fn no_device(name: &str, cause: &candle_core::Error) -> Error {
     // The first line: behind it candle prints a backtrace.
     let cause = cause.to_string();
-    let cause = cause.lines().next().unwrap_or_default();
+    let cause = match cause.lines().next().unwrap_or_default() {
+        none if none.contains("CUDA_ERROR_NO_DEVICE") => "no NVIDIA driver or no GPU was found",
+        other => other,
+    };
     Error::usage(format!(
         "--device {name}: {cause}; --device auto falls back to the CPU"
     ))
@@ -158,8 +180,50 @@ fn cuda(number: usize) -> Result<Device> {
         // Otherwise every tensor has events recorded and waited for at every launch, a dozen calls each.
         // SAFETY: they order several streams, and all tensors of this program are of this one.
         unsafe { cuda.disable_event_tracking() };
+        keep_freed_memory(cuda).map_err(|e| no_device(&format!("cuda:{number}"), &e))?;
     }
     Ok(device)
+}
+
+/// A device's pool gives what is freed back to the driver whenever it is waited for, tens of gigabytes between two steps;
+/// this one keeps it, as PyTorch's does.
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+fn keep_freed_memory(cuda: &candle_core::CudaDevice) -> candle_core::Result<()> {
+    let mut all = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the attribute is a u64, and the pool lives as long as the device.
+    unsafe { result::mem_pool::set_attribute(pool(cuda)?, attribute, (&raw mut all).cast()) }.w()
+}
+
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+fn pool(cuda: &candle_core::CudaDevice) -> candle_core::Result<sys::CUmemoryPool> {
+    let number = cuda.cuda_stream().context().cu_device();
+    // SAFETY: the context holds the device.
+    unsafe { result::device::get_default_mem_pool(number) }.w()
+}
+
+/// The most memory of a GPU that tensors had at once, in bytes; nothing on other devices.
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+pub(crate) fn peak_of(device: &Device) -> Option<u64> {
+    let Device::Cuda(cuda) = device else {
+        return None;
+    };
+    let mut bytes = 0u64;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    // SAFETY: as in `keep_freed_memory`.
+    unsafe {
+        result::mem_pool::get_attribute(pool(cuda).ok()?, attribute, (&raw mut bytes).cast())
+    }
+    .ok()?;
+    Some(bytes)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn peak_of(_: &Device) -> Option<u64> {
+    None
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -221,7 +285,9 @@ mod tests {
     #[test]
     fn the_cpu_computes_in_f32() {
         let options = |dtype| ComputeOptions {
-            device: Some(Place::Cpu),
+            place: DeviceOption {
+                device: Some(Place::Cpu),
+            },
             dtype,
         };
         assert_eq!(options(None).open().unwrap().dtype, DType::F32);

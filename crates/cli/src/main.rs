@@ -178,3 +178,14 @@ fn keep_freed_memory() {
         unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two flags of one name, a group that names no flag, and the like.
+    #[test]
+    fn the_flags_of_every_command_go_together() {
+        Cli::command().debug_assert();
+    }
+}

@@ -13,7 +13,7 @@ use tinyfusion::train::{Progress, Stop};
 
 use crate::claim::Claim;
 use crate::class_names::{ClassNames, LABELS_FILE};
-use crate::compute::ComputeOptions;
+use crate::compute::DeviceOption;
 use crate::hub::Inputs;
 use crate::output::{progress_bar, say, warn};
 use crate::resources::Resources;
@@ -72,7 +72,7 @@ pub(crate) struct Args {
     #[arg(long)]
     seed: Option<u64>,
     #[command(flatten)]
-    compute: ComputeOptions,
+    place: DeviceOption,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -164,7 +164,7 @@ pub(crate) fn run(args: &Args, stop: &Stop) -> Result<()> {
     let resources = Resources::start();
     args.check()?;
     let images = ImageFolder::open(&args.images, args.size, Augment::Never)?;
-    let vae = Vae::load(&args.vae, &args.compute.open()?.device)?.in_tiles(args.vae_tiles);
+    let vae = Vae::load(&args.vae, &args.place.open()?)?.in_tiles(args.vae_tiles);
     let index = args.index(&vae, &images)?;
     let out = args.out()?;
     let _claim = Claim::take(out)?;

@@ -322,7 +322,9 @@ impl<F: Family> Model<F> {
 /// The matrices in the type that a network computes in: once, and not at every pass.
 fn in_type(weights: &StateDict, dtype: DType) -> tinyfusion::core::Result<StateDict> {
     let cast = |(name, t): (&str, &Tensor)| {
-        let dtype = if t.rank() == 2 { dtype } else { t.dtype() };
+        // Vectors are few, and MAR's denoiser computes in f32.
+        let is_matrix = t.rank() == 2 && !name.starts_with("diffloss.");
+        let dtype = if is_matrix { dtype } else { t.dtype() };
         Ok((name.to_string(), t.to_dtype(dtype)?))
     };
     weights.iter().map(cast).collect()

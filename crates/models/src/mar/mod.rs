@@ -113,7 +113,7 @@ impl Mar {
         }
     }
 
-    /// The same network, whose products and attention are of `dtype`, in the denoiser, too. The residual streams stay f32, for
+    /// The same network, whose blocks' products and attention are of `dtype`. The denoiser and the residual streams stay f32, for
     /// what is rounded there adds up over the blocks; so does what it is asked and answers, and so do weights that are trained
     /// with their gradients.
     #[must_use]
@@ -314,7 +314,8 @@ impl BlockStack for Mar {
 
 impl TokenDenoiser for Mar {
     fn denoise_tokens(&self, x: &Tensor, t: &Tensor, z: &Tensor) -> Result<Tensor> {
-        let (x, z) = (x.to_dtype(self.dtype)?, z.to_dtype(self.dtype)?);
-        Ok(self.denoiser.forward(&x, t, &z)?.to_dtype(DType::F32)?)
+        // In f32 whatever the blocks compute in: it is asked a hundred times for a token, and its errors add up.
+        let (x, z) = (x.to_dtype(DType::F32)?, z.to_dtype(DType::F32)?);
+        self.denoiser.forward(&x, t, &z)
     }
 }

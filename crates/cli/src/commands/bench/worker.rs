@@ -6,14 +6,14 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde_json::json;
-use tinyfusion::core::{Error, LatentQuery, Plan, run as run_plan};
+use tinyfusion::core::{Error, LatentQuery, Plan, StepRng, run as run_plan, stream};
 use tinyfusion::diffusion::{Clip, GaussianDiffusion, Guidance, GuidedChannels};
 use tinyfusion::models::DiT;
 use tinyfusion::nn::{Lanes, ops};
 
 use super::turns::repeat;
 use super::{Case, Kind, train};
-use crate::compute::Compute;
+use crate::compute::{Compute, peak_of};
 use crate::family::DiTModel;
 use crate::output::say;
 use crate::resources::peak_rss;
@@ -33,7 +33,11 @@ pub(super) fn run(folder: &Path, compute: &Compute) -> Result<()> {
             train::run(folder, &case, compute)?;
         }
     }
-    say!("{}", json!({ "peak_rss_bytes": peak_rss() }))?;
+    let peak = peak_of(&compute.device);
+    say!(
+        "{}",
+        json!({ "peak_rss_bytes": peak_rss(), "peak_gpu_bytes": peak })
+    )?;
     Ok(())
 }
 
@@ -43,8 +47,15 @@ fn matmul(compute: &Compute) -> Result<()> {
         Device::Cpu => (2048, 1152, 4608),
         _ => (8192, 8192, 8192),
     };
-    let x = Tensor::ones((rows, inputs), *dtype, device)?;
-    let w = Tensor::ones((outputs, inputs), *dtype, device)?;
+    // Drawn: a GPU clocks higher on equal numbers.
+    let mut rng = StepRng::new(0, 0, stream::SAMPLE);
+    let mut drawn = |shape: (usize, usize)| -> Result<Tensor> {
+        Ok(rng
+            .normal(shape, &Device::Cpu)?
+            .to_device(device)?
+            .to_dtype(*dtype)?)
+    };
+    let (x, w) = (drawn((rows, inputs))?, drawn((outputs, inputs))?);
     repeat(device, || {
         ops::linear(&x, &w, None)?;
         Ok(())
