@@ -78,7 +78,7 @@ def libraries():
 
 
 def environment(out):
-    paths = [libraries(), os.environ.get("LD_LIBRARY_PATH", "")]
+    paths = [os.environ.get("LD_LIBRARY_PATH", ""), libraries()]
     kept = out.resolve() / "compiled"
     return {
         **os.environ,
