@@ -6,7 +6,8 @@
 
 typedef __nv_bfloat16 bf16;
 
-/// Kernels are templates; each is exported once per type: FOR_EACH_TYPE(M) is M(float, f32) M(bf16, bf16).
+/// Kernels are templates; each is exported once per type: FOR_EACH_TYPE(M) is M(float, f32) M(bf16, bf16). Where a residual
+/// stream is float and what reads it or is added to it is bf16, a name ends in all types in the order of the parameters.
 #define FOR_EACH_TYPE(M) M(float, f32) M(bf16, bf16)
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -20,7 +21,7 @@ template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return _
 
 /// W neighbouring values, read and written at once. A thread that has one value of two bytes on its way leaves most of the
 /// memory's bandwidth unused; kernels over large tensors take 16 bytes where sizes and addresses allow.
-template <typename T, int W> struct alignas(sizeof(T) * W) Pack {
+template <typename T, int W> struct alignas(sizeof(T) * W < 16 ? sizeof(T) * W : 16) Pack {
     T values[W];
 };
 
@@ -40,7 +41,7 @@ template <typename... P> __device__ __forceinline__ bool aligned(const P *...poi
     return (... | (uintptr_t)pointers) % 16 == 0;
 }
 
-/// Calls f<WIDE<T>>(…) if `wide`, else f<1>(…).
+/// Calls f<WIDE<T>>(…) if `wide`, else f<1>(…); T is the narrowest of the types.
 #define WIDE_IF(wide, T, f, ...)                                                                                       \
     if (wide)                                                                                                          \
         f<WIDE<T>>(__VA_ARGS__);                                                                                       \
