@@ -8,6 +8,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, TensorId, Var, bail};
 
@@ -135,7 +137,7 @@ impl Sum {
             );
         }
         #[cfg(feature = "cuda")]
-        if self.value.device().is_cuda() {
+        if self.value.device().is_cuda() && self.value.dtype() == DType::F32 {
             return crate::cuda::update::accumulate(&self.value, gradient, into(begun));
         }
         if !self.value.device().is_cpu() {
