@@ -6,11 +6,13 @@ use candle_core::{
 };
 
 use super::elementwise::{act_backward, bias_act};
+use super::lt::{self, Sizes, Written};
 use super::sums::{self, Rows};
 use super::{View, on_gpu, tensor, unwritten};
 use crate::kernels::elementwise::Act;
 
-/// act(x·Wᵀ + b) for x (…, I), W (O, I), b (O,) on a GPU: candle's cuBLAS product, then one kernel over it.
+/// act(x·Wᵀ + b) for x (…, I), W (O, I), b (O,) on a GPU: one product by cublasLt where [`lt::linear`] takes the operands,
+/// otherwise candle's cuBLAS product, then one kernel over it.
 ///
 /// The pre-activation is kept for backward, which forms only what is tracked.
 pub(crate) fn linear(
@@ -50,22 +52,37 @@ impl Linear {
     ) -> Result<(CudaStorage, Shape)> {
         let (o, i) = wl.shape().dims2()?;
         let rows = xl.shape().elem_count() / i;
-        let flat = Layout::contiguous_with_offset((rows, i), xl.start_offset());
-        let mut y = x.matmul(w, (1, rows, o, i), &flat, &wl.transpose(0, 1)?)?;
-        let out = match bias {
-            Some(bias) => bias_act(&mut y, bias, self.act, (rows, o))?,
+        let fused = match bias {
+            Some(bias) => {
+                let operands = [View::new(x, xl)?, View::new(w, wl)?, bias];
+                lt::linear(operands, Sizes { rows, o, i }, self.act, self.keeps)?
+            }
             None => None,
         };
-        let out = match out {
-            None => y,
-            Some(out) => {
-                let Ok(mut pre) = self.pre.lock() else {
-                    bail!("linear: an earlier forward panicked")
+        let Written { y: out, pre } = match fused {
+            Some(written) => written,
+            None => {
+                let flat = Layout::contiguous_with_offset((rows, i), xl.start_offset());
+                let mut y = x.matmul(w, (1, rows, o, i), &flat, &wl.transpose(0, 1)?)?;
+                let act = match bias {
+                    Some(bias) => bias_act(&mut y, bias, self.act, (rows, o))?,
+                    None => None,
                 };
-                *pre = self.keeps.then(|| tensor(y, (rows, o)));
-                out
+                match act {
+                    None => Written { y, pre: None },
+                    Some(out) => Written {
+                        y: out,
+                        pre: self.keeps.then_some(y),
+                    },
+                }
             }
         };
+        if let Some(kept) = pre {
+            let Ok(mut pre) = self.pre.lock() else {
+                bail!("linear: an earlier forward panicked")
+            };
+            *pre = Some(tensor(kept, (rows, o)));
+        }
         let mut dims = xl.dims().to_vec();
         if let Some(last) = dims.last_mut() {
             *last = o;

@@ -4,6 +4,7 @@
 pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod linear;
+mod lt;
 pub(crate) mod norm;
 mod sums;
 pub(crate) mod update;
