@@ -5,6 +5,7 @@ use candle_core::{
 };
 
 use super::elementwise::{act_backward, bias_act};
+use super::lt::{self, Sizes, Written};
 use super::product::{Mat, product};
 use super::sums::{self, Place, Rows};
 use super::weights::{gradient, rounded};
@@ -14,8 +15,8 @@ use crate::kernels::matmul::Into;
 use crate::ops::with_last;
 use crate::tape::{apply2, apply3};
 
-/// act(x·Wᵀ + b) for x (…, I), W (O, I), b (O,) on a GPU: cuBLAS's product, then one kernel over it. W and b are rounded to x's
-/// type; their gradients are of their own.
+/// act(x·Wᵀ + b) for x (…, I), W (O, I), b (O,) on a GPU: one product by cublasLt where [`lt::linear`] takes the operands,
+/// otherwise cuBLAS's product, then one kernel over it. W and b are rounded to x's type; their gradients are of their own.
 ///
 /// The pre-activation is kept for backward, which forms only what is tracked.
 pub(crate) fn linear(
@@ -55,27 +56,41 @@ impl Linear {
     fn forward(&self, x: &CudaStorage, xl: &Layout) -> Result<(CudaStorage, Shape)> {
         let (o, i) = self.w.dims2()?;
         let rows = xl.shape().elem_count() / i;
+        let sizes = Sizes { rows, o, i };
         let x = View::new(x, xl)?;
-        let mut y = unwritten(x.device(), rows * o, x.dtype())?;
-        on_gpu!(&self.w => w; {
-            let w = Mat::new(w, o, i);
-            product(&mut y, 0, Into::Overwrite, 1.0, Mat::new(x, rows, i), w.t())?;
-        });
-        let out = match &self.b {
-            Some(b) => on_gpu!(b => b; bias_act(&mut y, b, self.act, (rows, o))?),
-            None => None,
+        let written = match &self.b {
+            None => on_gpu!(&self.w => w; Written {
+                y: multiplied(x, w, sizes)?,
+                pre: None,
+            }),
+            Some(b) => on_gpu!(&self.w => w, b => b; {
+                match lt::linear([x, w, b], sizes, self.act, self.keeps)? {
+                    Some(written) => written,
+                    None => self.in_two(x, w, b, sizes)?,
+                }
+            }),
         };
-        let out = match out {
-            None => y,
-            Some(out) => {
-                let Ok(mut pre) = self.pre.lock() else {
-                    bail!("linear: an earlier forward panicked")
-                };
-                *pre = self.keeps.then(|| tensor(y, (rows, o)));
-                out
-            }
-        };
-        Ok((out, with_last(xl.dims(), o)))
+        if let Some(kept) = written.pre {
+            let Ok(mut pre) = self.pre.lock() else {
+                bail!("linear: an earlier forward panicked")
+            };
+            *pre = Some(tensor(kept, (rows, o)));
+        }
+        Ok((written.y, with_last(xl.dims(), o)))
+    }
+
+    /// The product, then a kernel over it.
+    fn in_two(&self, x: View<'_>, w: View<'_>, b: View<'_>, sizes: Sizes) -> Result<Written> {
+        let mut y = multiplied(x, w, sizes)?;
+        Ok(
+            match bias_act(&mut y, b, self.act, (sizes.rows, sizes.o))? {
+                None => Written { y, pre: None },
+                Some(out) => Written {
+                    y: out,
+                    pre: self.keeps.then_some(y),
+                },
+            },
+        )
     }
 
     /// With g the gradient of what enters the activation: dX = g·W, dW = gᵀ·X, db = column sums of g. Those of variables go
@@ -119,6 +134,14 @@ impl Linear {
             Ok((dx, dw, db))
         })
     }
+}
+
+/// x·Wᵀ (rows, O).
+fn multiplied(x: View<'_>, w: View<'_>, Sizes { rows, o, i }: Sizes) -> Result<CudaStorage> {
+    let mut y = unwritten(x.device(), rows * o, x.dtype())?;
+    let w = Mat::new(w, o, i);
+    product(&mut y, 0, Into::Overwrite, 1.0, Mat::new(x, rows, i), w.t())?;
+    Ok(y)
 }
 
 const ON_THE_CPU: &str = "linear on a GPU: found its operands on the CPU";

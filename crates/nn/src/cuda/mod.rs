@@ -5,6 +5,7 @@ pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod linear;
 pub(crate) mod lora;
+mod lt;
 pub(crate) mod norm;
 mod product;
 mod sums;

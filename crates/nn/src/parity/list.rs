@@ -137,8 +137,15 @@ fn elementwise(list: &mut List) {
     });
 }
 
+/// In bf16 those of multiples of 8 are cublasLt's.
 fn linear(list: &mut List) {
-    for (rows, i, o) in [(1, 1, 1), (5, 17, 33), (130, 64, 192), (3, 1152, 72)] {
+    for (rows, i, o) in [
+        (1, 1, 1),
+        (5, 17, 33),
+        (1, 16, 8),
+        (130, 64, 192),
+        (3, 1152, 72),
+    ] {
         let sizes = format!("R{rows} I{i} O{o}");
         list.add(
             &format!("linear {sizes}"),
@@ -159,6 +166,29 @@ fn linear(list: &mut List) {
             &format!("linear, GELU-erf {sizes}"),
             &[&[rows, i], &[o, i], &[o]],
             |x| ops::linear_gelu_erf(&x[0], &x[1], &x[2]),
+        );
+        let shapes: [&[usize]; 3] = [&[rows, i], &[o, i], &[o]];
+        list.add_inference(
+            &format!("linear, GELU-tanh without backward {sizes}"),
+            &shapes,
+            |x| ops::linear_gelu(&x[0].detach(), &x[1].detach(), &x[2].detach()),
+        );
+        list.add_inference(
+            &format!("linear, GELU-erf without backward {sizes}"),
+            &shapes,
+            |x| ops::linear_gelu_erf(&x[0].detach(), &x[1].detach(), &x[2].detach()),
+        );
+    }
+    // Operands that begin 8 and 16 bytes into their storage.
+    for start in [4, 8] {
+        let (rows, i, o) = (6, 24, 40);
+        list.add(
+            &format!("linear, GELU-tanh R{rows} I{i} O{o}, from {start}"),
+            &[&[start + rows * i], &[o, i], &[start + o]],
+            move |x| {
+                let part = x[0].narrow(0, start, rows * i)?.reshape((rows, i))?;
+                ops::linear_gelu(&part, &x[1], &x[2].narrow(0, start, o)?)
+            },
         );
     }
     list.add(
