@@ -61,8 +61,8 @@ struct Index {
 pub(crate) struct Split {
     kept: Option<Index>,
     dropped: Option<Index>,
-    /// (B,) u32: from the kept and then the dropped back into the batch's order.
-    back: Tensor,
+    /// [`Parts::place`]
+    place: Tensor,
 }
 
 impl Split {
@@ -114,7 +114,7 @@ impl Split {
                 Ok(Some(Self {
                     kept: index(&samples[..kept])?,
                     dropped: index(&samples[kept..])?,
-                    back: next(back.len())?,
+                    place: next(back.len())?,
                 }))
             })
             .collect()
@@ -202,24 +202,74 @@ pub(crate) fn exact_blend<S: BlockStack>(
     let Some(dropped) = &split.dropped else {
         return kept_rows(&call.all(h)?, h, &m);
     };
-    let h_dropped = h.select(&dropped.device)?; // (R0, T, D)
+    let h_dropped = call.pick(h, &dropped.device)?; // (R0, T, D)
     let shadow = call.rows_untracked(untracked, &h_dropped, &dropped.host)?;
-    // Value h, but d loss / d m = <g, block(h) - h>.
-    let delta = (shadow - h_dropped.detach())?;
-    let out_dropped = (&h_dropped + delta.broadcast_mul(&m.select(&dropped.device)?)?)?;
     let Some(kept) = &split.kept else {
-        return Ok(out_dropped);
+        return dropped_rows(&shadow, &h_dropped, &m);
     };
-    let h_kept = h.select(&kept.device)?; // (R1, T, D)
-    let out_kept = kept_rows(
-        &call.rows(&h_kept, &kept.host)?,
-        &h_kept,
-        &m.select(&kept.device)?,
-    )?;
-    Tensor::cat(&[out_kept, out_dropped], 0)?.select(&split.back)
+    let h_kept = call.pick(h, &kept.device)?; // (R1, T, D)
+    call.join(&Parts {
+        h,
+        mask: &m,
+        kept: Part {
+            index: &kept.device,
+            before: &h_kept,
+            after: &call.rows(&h_kept, &kept.host)?,
+        },
+        dropped: Part {
+            index: &dropped.device,
+            before: &h_dropped,
+            after: &shadow,
+        },
+        place: &split.place,
+    })
 }
 
-/// Samples with m = 1: value block(h), with the gate's gradient ⟨g, block(h) − h⟩ added.
+/// A batch at a block that ran for some of its samples as it is, and for the others without a graph.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// The whole batch before the block (B, T, D).
+    pub h: &'a Tensor,
+    /// m (B, 1, 1): 1 for the samples that are kept, 0 for the others.
+    pub mask: &'a Tensor,
+    /// The samples that go through the block.
+    pub kept: Part<'a>,
+    /// Those that go past it; what the block would have made of them is for the gradient of m alone.
+    pub dropped: Part<'a>,
+    /// (B,) u32: where each sample of the batch stands among the kept ones with the dropped ones behind them.
+    pub place: &'a Tensor,
+}
+
+/// Some samples of a batch, before and behind a block.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// Which they are, (R,) u32.
+    pub index: &'a Tensor,
+    /// (R, T, D)
+    pub before: &'a Tensor,
+    /// (R, T, D)
+    pub after: &'a Tensor,
+}
+
+impl Parts<'_> {
+    /// The batch behind the block (B, T, D): the kept samples as the block made them, the others as they were. Its
+    /// gradient for m is ⟨g, block(h) − h⟩ of every sample.
+    pub fn joined(&self) -> Result<Tensor> {
+        let Self { kept, dropped, .. } = self;
+        let mask = |part: &Part<'_>| self.mask.select(part.index); // (R, 1, 1)
+        let out_kept = kept_rows(kept.after, kept.before, &mask(kept)?)?;
+        let out_dropped = dropped_rows(dropped.after, dropped.before, &mask(dropped)?)?;
+        Tensor::cat(&[out_kept, out_dropped], 0)?.select(self.place)
+    }
+}
+
+/// Samples with m = 0: value h, with the gate's gradient ⟨g, block(h) − h⟩ added.
+fn dropped_rows(shadow: &Tensor, h: &Tensor, m: &Tensor) -> Result<Tensor> {
+    let delta = (shadow - h.detach())?;
+    Ok((h + delta.broadcast_mul(m)?)?)
+}
+
+/// Samples with m = 1: value block(h), with the gate's gradient added.
 fn kept_rows(out: &Tensor, h: &Tensor, m: &Tensor) -> Result<Tensor> {
     if !m.track_op() {
         return Ok(out.clone());

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{
-    BlockLayout, BlockStack, Error, LatentQuery, ParamSpec, Result, Rows, StateDict, StepRng,
-    stream,
+    BlockLayout, BlockStack, Error, LatentQuery, ParamSpec, Parts, Result, Rows, StateDict,
+    StepRng, stream,
 };
 use tinyfusion_nn::layers::{
     Attention, LabelEmbedder, Linear, Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify,
@@ -359,6 +359,14 @@ impl BlockStack for DiT {
             false => record(h, &m, forward)?,
             true => recompute(h, &m, forward)?,
         })
+    }
+
+    fn pick(&self, h: &Tensor, index: &Tensor) -> Result<Tensor> {
+        ops::pick(h, index)
+    }
+
+    fn join(&self, parts: &Parts<'_>) -> Result<Tensor> {
+        ops::join(parts)
     }
 
     fn head(&self, h: &Tensor, cond: &DiTCond) -> Result<Tensor> {

@@ -58,6 +58,14 @@ __device__ __forceinline__ float warp_sum(float x) {
 __device__ __forceinline__ size_t grid_thread() { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ size_t grid_threads() { return (size_t)gridDim.x * blockDim.x; }
 
+/// Calls f(row, column) for every W neighbouring values of a matrix. Threads keep to their columns: the index of a running
+/// number would cost a division per value, which takes longer than the memory does.
+template <int W, typename F> __device__ __forceinline__ void over(uint32_t rows, uint32_t d, F f) {
+    for (uint32_t column = (blockIdx.x * blockDim.x + threadIdx.x) * W; column < d; column += gridDim.x * blockDim.x * W)
+        for (uint32_t row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y)
+            f(row, column);
+}
+
 /// Dropout as on the CPU (src/kernels/dropout.rs): a value's factor is a function of its sample's key and its place.
 struct Drop {
     const uint64_t *keys; // one per sample; null: nothing is dropped

@@ -60,14 +60,6 @@ __device__ void activate_backward(const T *x, const T *dy, T *dx, uint32_t kind,
     }
 }
 
-/// Calls f(row, column) for every W neighbouring values of a matrix. Threads keep to their columns: the index of a running
-/// number would cost a division per value, which takes longer than the memory does.
-template <int W, typename F> __device__ __forceinline__ void over(uint32_t rows, uint32_t d, F f) {
-    for (uint32_t column = (blockIdx.x * blockDim.x + threadIdx.x) * W; column < d; column += gridDim.x * blockDim.x * W)
-        for (uint32_t row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y)
-            f(row, column);
-}
-
 // y (rows, d) += bias (d,), in place; and out = act(y), of the rounded y so that backward sees what forward saw.
 template <int W, typename T>
 __device__ void bias_act(T *y, const T *bias, T *out, uint32_t kind, uint32_t rows, uint32_t d) {

@@ -9,10 +9,10 @@ pub use config::MarConfig;
 use block::{Block, BlockDropout, TokenMlp};
 use candle_core::{DType, Tensor};
 use tinyfusion_core::{
-    BlockLayout, BlockStack, Error, Result, Rows, StateDict, TokenDenoiser, TokenQuery,
+    BlockLayout, BlockStack, Error, Parts, Result, Rows, StateDict, TokenDenoiser, TokenQuery,
 };
 use tinyfusion_nn::layers::{LayerNorm, Linear};
-use tinyfusion_nn::{Scope, recompute, record};
+use tinyfusion_nn::{Scope, ops, recompute, record};
 
 /// LayerNorm's ε throughout MAR.
 const EPS: f64 = 1e-6;
@@ -282,6 +282,14 @@ impl BlockStack for Mar {
         }
         let nothing = Tensor::zeros(1, h.dtype(), h.device())?;
         Ok(recompute(h, &nothing, forward)?)
+    }
+
+    fn pick(&self, h: &Tensor, index: &Tensor) -> Result<Tensor> {
+        ops::pick(h, index)
+    }
+
+    fn join(&self, parts: &Parts<'_>) -> Result<Tensor> {
+        ops::join(parts)
     }
 
     /// From the encoder's (B, buffer + V, E) to the decoder's (B, buffer + L, D): the mask token stands where a token

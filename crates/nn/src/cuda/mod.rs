@@ -2,6 +2,7 @@
 //! kernel and the composition.
 
 pub(crate) mod attention;
+pub(crate) mod blend;
 pub(crate) mod elementwise;
 pub(crate) mod linear;
 pub(crate) mod lora;
@@ -287,6 +288,7 @@ fn pointer<'a>(storage: &'a CudaStorage, stream: &'a CudaStream) -> Result<(u64,
         S::BF16(slice) => slice.device_ptr(stream),
         S::F64(slice) => slice.device_ptr(stream),
         S::I64(slice) => slice.device_ptr(stream),
+        S::U32(slice) => slice.device_ptr(stream),
         _ => bail!("no kernel reads {:?}", storage.dtype()),
     })
 }

@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod blend;
 mod conv;
 mod dropout;
 mod gated;
@@ -18,6 +19,7 @@ mod residual;
 
 pub use activation::{gelu_erf, gelu_tanh, silu};
 pub use attention::{attention, attention_dropped};
+pub use blend::{join, pick};
 pub use conv::{Conv2d, conv2d};
 pub use dropout::{Dropout, dropout};
 pub use gated::gated_residual;
