@@ -45,7 +45,7 @@ enum What {
         #[command(flatten)]
         compute: ComputeOptions,
     },
-    /// Compare a GPU with the CPU: every operation, and a network of every family
+    /// Compare a GPU with the CPU: every operation, and training and sampling by a network of every family
     #[cfg(feature = "cuda")]
     Parity(parity::Args),
     /// Write a model of random weights with data for it, to find out what a command will cost

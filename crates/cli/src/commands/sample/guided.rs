@@ -11,9 +11,9 @@ use crate::family::Samples;
 
 /// Some of the images of a run.
 pub(crate) struct Images {
-    pub(super) seed: u64,
-    pub(super) numbers: Range<usize>,
-    pub(super) classes: Vec<u32>,
+    pub(crate) seed: u64,
+    pub(crate) numbers: Range<usize>,
+    pub(crate) classes: Vec<u32>,
 }
 
 /// The noise of some images, each from a generator of its own: who its neighbours are does not show.
