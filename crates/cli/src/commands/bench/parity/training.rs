@@ -110,15 +110,19 @@ fn answers<F: Family>(
         Way::Blended => Some(mask(batch, depth, device)?), // (B, depth)
         _ => None,
     };
-    let output = match &mask {
-        None => run_plan(&net, &input, &Plan::full(depth))?.output,
-        Some(mask) => {
-            let untracked = F::network(config, &weights.detached(), scale, false, compute.dtype)?;
-            run_exact(&net, &untracked, &input, &Plan::blend(mask)?)?.output
-        }
-    };
-    let said = output.detach();
-    let losses = objective.loss(&objective.predict(&net, output, &draw)?, &draw)?; // (B,)
+    // As the training loop does it.
+    let (said, losses) = Gradients::recording(|| {
+        let output = match &mask {
+            None => run_plan(&net, &input, &Plan::full(depth))?.output,
+            Some(mask) => {
+                let twin = F::network(config, &weights.detached(), scale, false, compute.dtype)?;
+                run_exact(&net, &twin, &input, &Plan::blend(mask)?)?.output
+            }
+        };
+        let said = output.detach();
+        let losses = objective.loss(&objective.predict(&net, output, &draw)?, &draw)?; // (B,)
+        anyhow::Ok((said, losses))
+    })?;
     let trained: Vec<&Var> = vars.iter().map(|(_, var)| var).chain(&mask).collect();
     let mut gradients = Gradients::new(&trained)?;
     gradients.backward(&losses.mean_all()?)?;
