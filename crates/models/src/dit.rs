@@ -402,7 +402,7 @@ impl DiTCond {
         let m = if self.detached { m.detach() } else { m.clone() };
         match &self.rows {
             None => Ok(m),
-            Some(rows) => m.select(rows),
+            Some(rows) => ops::pick(&m, &rows.to_device(m.device())?),
         }
     }
 }

@@ -72,6 +72,8 @@ impl Gradients {
         impl Drop for Before {
             fn drop(&mut self) {
                 RECORDING.set(self.0);
+                #[cfg(feature = "cuda")]
+                crate::cuda::weights::forget_rounded();
             }
         }
         let _before = Before(RECORDING.replace(true));

@@ -319,12 +319,15 @@ impl<F: Family> Model<F> {
     }
 }
 
-/// The matrices in the type that a network computes in: once, and not at every pass.
+/// Linear layers in the type that a network computes in: once, and not at every pass.
 fn in_type(weights: &StateDict, dtype: DType) -> tinyfusion::core::Result<StateDict> {
+    let is_matrix = |t: &Tensor| t.rank() == 2;
     let cast = |(name, t): (&str, &Tensor)| {
-        // Vectors are few, and MAR's denoiser computes in f32.
-        let is_matrix = t.rank() == 2 && !name.starts_with("diffloss.");
-        let dtype = if is_matrix { dtype } else { t.dtype() };
+        let weight = name.strip_suffix(".bias").map(|of| format!("{of}.weight"));
+        let is_bias = weight.and_then(|w| weights.get(&w)).is_some_and(is_matrix);
+        // Norms compute in f32, and so does all of MAR's denoiser.
+        let rounds = (is_matrix(t) || is_bias) && !name.starts_with("diffloss.");
+        let dtype = if rounds { dtype } else { t.dtype() };
         Ok((name.to_string(), t.to_dtype(dtype)?))
     };
     weights.iter().map(cast).collect()

@@ -11,7 +11,7 @@ pub(crate) mod norm;
 mod product;
 mod sums;
 pub(crate) mod update;
-mod weights;
+pub(crate) mod weights;
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{

@@ -1,9 +1,10 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 
 use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp1, Layout, Result, Tensor, bail};
 
 use super::{on_gpu, tensor, unwritten};
-use crate::gradients::sum_of;
+use crate::gradients::{has_sums, sum_of};
 use crate::kernels::matmul::Into;
 
 /// Gives `change` a contiguous f32 tensor on a GPU, as its storage and the place of its first value, to be changed in
@@ -61,6 +62,36 @@ pub(super) fn gradient(
 }
 
 /// A weight as a kernel takes it: contiguous, in `dtype`, without its gradient.
+///
+/// While blocks are recorded it is converted once, for a network and for its twin on the same weights without gradients.
 pub(super) fn rounded(weight: &Tensor, dtype: DType) -> Result<Tensor> {
-    weight.detach().to_dtype(dtype)?.contiguous()
+    let weight = weight.detach();
+    let convert = || weight.to_dtype(dtype)?.contiguous();
+    if weight.dtype() == dtype || !has_sums() || !weight.is_contiguous() {
+        return convert();
+    }
+    let (address, start) = {
+        let (storage, layout) = weight.storage_and_layout();
+        (std::ptr::from_ref(&*storage).addr(), layout.start_offset())
+    };
+    let key = (address, start, weight.dims().to_vec(), dtype);
+    if let Some((_, known)) = ROUNDED.with_borrow(|all| all.get(&key).cloned()) {
+        return Ok(known);
+    }
+    let rounded = convert()?;
+    // The weight, too, so that nothing else comes to its address.
+    ROUNDED.with_borrow_mut(|all| all.insert(key, (weight, rounded.clone())));
+    Ok(rounded)
+}
+
+/// A storage, the place in it, the sizes, and what they are rounded to.
+type Key = (usize, usize, Vec<usize>, DType);
+
+thread_local! {
+    static ROUNDED: RefCell<HashMap<Key, (Tensor, Tensor)>> = RefCell::default();
+}
+
+/// Lets go of what was rounded for a recording: weights change behind it.
+pub(crate) fn forget_rounded() {
+    ROUNDED.take();
 }
