@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use anyhow::Result;
 #[cfg(feature = "cuda")]
@@ -140,12 +141,15 @@ impl fmt::Display for Compute {
 impl DeviceOption {
     /// Opens the device that is asked for.
     pub(crate) fn open(&self) -> Result<Device> {
-        Ok(match self.device.unwrap_or_default() {
+        let device = match self.device.unwrap_or_default() {
             Place::Cpu => Device::Cpu,
             Place::Cuda(number) => cuda(number)?,
             Place::Metal => Device::new_metal(0).map_err(|e| no_device("metal", &e))?,
             Place::Auto => auto(),
-        })
+        };
+        // A process uses one device.
+        let _ = OPENED.set(device.clone());
+        Ok(device)
     }
 }
 
@@ -234,6 +238,28 @@ fn pool(cuda: &candle_core::CudaDevice) -> candle_core::Result<sys::CUmemoryPool
     let number = cuda.cuda_stream().context().cu_device();
     // SAFETY: the context holds the device.
     unsafe { result::device::get_default_mem_pool(number) }.w()
+}
+
+/// The device of this process, kept so that it can be asked after what ran on it has failed.
+static OPENED: OnceLock<Device> = OnceLock::new();
+
+/// Of the GPU that is open: the most memory that tensors had at once, and all that it has, in bytes.
+pub(crate) fn memory() -> Option<(u64, u64)> {
+    let device = OPENED.get()?;
+    Some((peak_of(device)?, total_of(device)?))
+}
+
+#[cfg(feature = "cuda")]
+fn total_of(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cuda(cuda) => Some(cuda.cuda_stream().context().total_mem().ok()? as u64),
+        _ => None,
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn total_of(_: &Device) -> Option<u64> {
+    None
 }
 
 /// The most memory of a GPU that tensors had at once, in bytes; nothing on other devices.
