@@ -52,7 +52,7 @@ impl Flags {
         let gb = |bytes: u64| bytes as f64 / 1e9;
         let taken = memory.map_or(String::new(), |(most, all)| {
             format!(
-                " (tensors had up to {:.1} GB, of {:.1} GB that it has for all programs)",
+                " (tensors had up to {:.1} of its {:.1} GB, which other programs use, too)",
                 gb(most),
                 gb(all)
             )
@@ -142,7 +142,7 @@ mod tests {
         let text = flags.explain(&traced, Some((79_250_000_000, 85_000_000_000)));
         let text = text.unwrap();
         assert!(
-            text.contains("79.2 GB, of 85.0 GB") && text.contains("`w` [3]: Driver"),
+            text.contains("79.2 of its 85.0 GB") && text.contains("`w` [3]: Driver"),
             "{text}"
         );
         assert_eq!(text.lines().count(), 1, "{text}");

@@ -37,7 +37,7 @@ use self::guided::{Guided, Noise};
 use self::parts::Parts;
 use self::share::Share;
 use crate::claim::Claim;
-use crate::compute::{Compute, ComputeOptions};
+use crate::compute::ComputeOptions;
 use crate::family::{Architecture, Family, Model, Samples, with_family};
 use crate::hub::Inputs;
 use crate::output::progress_bar;
@@ -283,10 +283,7 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     };
     let drawing = F::drawing(&model, &args.settings)?;
     let mut settings = args.record(&classes, &numbers, &model.sha256, &*drawing);
-    // Samples without the entry are of f32.
-    if compute.numbers() != Compute::on_cpu().numbers() {
-        settings.insert("dtype".into(), compute.numbers().into());
-    }
+    settings.insert(parts::DTYPE.into(), compute.numbers().into());
     if let Some(vae) = &vae {
         settings.insert("vae_sha256".into(), vae.sha256.clone().into());
         if args.vae_tiles {
