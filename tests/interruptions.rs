@@ -138,3 +138,29 @@ fn ctrl_c_stops_at_the_next_step_with_a_checkpoint() {
         "no decision is written for an unfinished run"
     );
 }
+
+#[test]
+fn a_run_goes_on_in_the_numbers_it_began_with() {
+    let place = Place::with_teacher();
+    let line = "learn teacher/model run --steps 2 --batch-size 4 --device cpu";
+    place.ok(line);
+    let settings = place.text("run/config.toml");
+    let compute = "[compute]\ndevice = \"cpu\"\ndtype = \"f32\"\n";
+    assert!(settings.contains(compute), "{settings}");
+    let write = |compute_then: &str| {
+        let changed = settings.replace(compute, compute_then);
+        std::fs::write(place.path("run/config.toml"), changed).unwrap();
+    };
+    // A folder without the entry is of f32, and the device may be another.
+    write("");
+    place.ok(line);
+    write("[compute]\ndevice = \"cuda\"\ndtype = \"f32\"\n");
+    let said = String::from_utf8(place.run(line).stderr).unwrap();
+    assert!(said.contains("began on \"cuda\""), "{said}");
+    write("[compute]\ndevice = \"cuda\"\ndtype = \"bf16\"\n");
+    let said = place.fails(2, line);
+    assert!(
+        said.contains("was \"bf16\", is now \"f32\"; go on with --dtype bf16"),
+        "{said}"
+    );
+}

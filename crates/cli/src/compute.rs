@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use anyhow::Result;
 #[cfg(feature = "cuda")]
@@ -10,6 +11,7 @@ use candle_core::cuda_backend::{
     cudarc::driver::{result, sys},
 };
 use candle_core::{DType, Device};
+use serde::Serialize;
 use tinyfusion::core::Error;
 
 use crate::output::note;
@@ -71,11 +73,29 @@ enum Precision {
     Bf16,
 }
 
+impl Precision {
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 /// A device that is there, and the type of a network's blocks on it.
 #[derive(Debug, Clone)]
 pub(crate) struct Compute {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
+    precision: Precision,
+}
+
+/// What a run's config.toml says of where and in what it computes.
+#[derive(Debug, Serialize)]
+pub(crate) struct Computed {
+    device: &'static str,
+    dtype: &'static str,
 }
 
 impl Compute {
@@ -84,11 +104,27 @@ impl Compute {
         Self {
             device: Device::Cpu,
             dtype: DType::F32,
+            precision: Precision::F32,
         }
     }
-}
 
-impl Compute {
+    /// The numbers that it computes in, as `--dtype` calls them: beside every result that depends on them.
+    pub(crate) fn numbers(&self) -> &'static str {
+        self.precision.name()
+    }
+
+    /// For a run's settings.
+    pub(crate) fn computed(&self) -> Computed {
+        Computed {
+            device: match &self.device {
+                Device::Cpu => "cpu",
+                Device::Cuda(_) => "cuda",
+                Device::Metal(_) => "metal",
+            },
+            dtype: self.numbers(),
+        }
+    }
+
     /// How many pieces of work are worth doing side by side, of so many for the CPU's cores: a GPU is full with one.
     pub(crate) fn lanes(&self, on_cpu: usize) -> usize {
         if self.device.is_cpu() { on_cpu } else { 1 }
@@ -97,24 +133,23 @@ impl Compute {
 
 impl fmt::Display for Compute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let device = match &self.device {
-            Device::Cpu => "cpu",
-            Device::Cuda(_) => "cuda",
-            Device::Metal(_) => "metal",
-        };
-        write!(f, "{device}, {}", self.dtype.as_str())
+        let Computed { device, dtype } = self.computed();
+        write!(f, "{device}, {dtype}")
     }
 }
 
 impl DeviceOption {
     /// Opens the device that is asked for.
     pub(crate) fn open(&self) -> Result<Device> {
-        Ok(match self.device.unwrap_or_default() {
+        let device = match self.device.unwrap_or_default() {
             Place::Cpu => Device::Cpu,
             Place::Cuda(number) => cuda(number)?,
             Place::Metal => Device::new_metal(0).map_err(|e| no_device("metal", &e))?,
             Place::Auto => auto(),
-        })
+        };
+        // A process uses one device.
+        let _ = OPENED.set(device.clone());
+        Ok(device)
     }
 }
 
@@ -133,16 +168,13 @@ impl ComputeOptions {
     /// Opens the device that is asked for.
     pub(crate) fn open(&self) -> Result<Compute> {
         let device = self.place.open()?;
-        let dtype = match self.dtype.unwrap_or_default() {
+        let precision = self.dtype.unwrap_or_default();
+        let dtype = match precision {
             Precision::F32 => DType::F32,
             other if device.is_cpu() => {
-                let name = if other == Precision::Bf16 {
-                    "bf16"
-                } else {
-                    "tf32"
-                };
                 return Err(Error::usage(format!(
-                    "--dtype {name} needs a GPU, and there is none to run on: a CPU computes in f32"
+                    "--dtype {} needs a GPU, and there is none to run on: a CPU computes in f32",
+                    other.name()
                 ))
                 .into());
             }
@@ -152,7 +184,11 @@ impl ComputeOptions {
             }
             Precision::Bf16 => DType::BF16,
         };
-        let found = Compute { device, dtype };
+        let found = Compute {
+            device,
+            dtype,
+            precision,
+        };
         tracing::info!("running on {found}");
         Ok(found)
     }
@@ -202,6 +238,28 @@ fn pool(cuda: &candle_core::CudaDevice) -> candle_core::Result<sys::CUmemoryPool
     let number = cuda.cuda_stream().context().cu_device();
     // SAFETY: the context holds the device.
     unsafe { result::device::get_default_mem_pool(number) }.w()
+}
+
+/// The device of this process, kept so that it can be asked after what ran on it has failed.
+static OPENED: OnceLock<Device> = OnceLock::new();
+
+/// Of the GPU that is open: the most memory that tensors had at once, and all that it has, in bytes.
+pub(crate) fn memory() -> Option<(u64, u64)> {
+    let device = OPENED.get()?;
+    Some((peak_of(device)?, total_of(device)?))
+}
+
+#[cfg(feature = "cuda")]
+fn total_of(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cuda(cuda) => Some(cuda.cuda_stream().context().total_mem().ok()? as u64),
+        _ => None,
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn total_of(_: &Device) -> Option<u64> {
+    None
 }
 
 /// The most memory of a GPU that tensors had at once, in bytes; nothing on other devices.

@@ -11,6 +11,7 @@ mod destination;
 mod family;
 mod hub;
 mod model;
+mod out_of_memory;
 mod output;
 mod resources;
 mod selection_file;
@@ -26,6 +27,8 @@ use std::process::ExitCode;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 use tinyfusion::core::Error;
 use tinyfusion::train::Stop;
+
+use crate::out_of_memory::Flags;
 
 /// Training allocates and frees the same large buffers every step; glibc hands them back to the
 /// system each time.
@@ -56,9 +59,9 @@ struct Cli {
 fn main() -> ExitCode {
     candle_on_one_thread();
     keep_freed_memory();
-    let mut cli = match parse() {
-        Ok(cli) => cli,
-        Err(error) => return fail(&error, ""),
+    let (mut cli, flags) = match parse() {
+        Ok(parsed) => parsed,
+        Err(error) => return fail(&error, "", &Flags::default()),
     };
     log_to_stderr(cli.verbose, cli.quiet);
     if cli.quiet {
@@ -82,25 +85,28 @@ fn main() -> ExitCode {
     }
     match cli.command.run(cli.lock.as_deref(), &stop) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error, cli.command.when_stopped()),
+        Err(error) => fail(&error, cli.command.when_stopped(), &flags),
     }
 }
 
-/// The command line, with the settings of `--config`. Ends the process where clap does: help, version, bad usage.
-fn parse() -> anyhow::Result<Cli> {
+/// The command line, with the settings of `--config`, and what of it decides how much memory is taken. Ends the process where clap does: help, version, bad usage.
+fn parse() -> anyhow::Result<(Cli, Flags)> {
     let mut command = negative_numbers_are_values(Cli::command());
     let arguments = config_file::with_config_file(std::env::args_os().collect(), &command)?;
     let parsed = command
         .try_get_matches_from_mut(&arguments.words)
-        .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
-    let cli = parsed.unwrap_or_else(|error| {
+        .and_then(|mut matches| {
+            let flags = Flags::of(&command, &matches);
+            Ok((Cli::from_arg_matches_mut(&mut matches)?, flags))
+        });
+    let parsed = parsed.unwrap_or_else(|error| {
         if let Some(file) = arguments.file.as_ref().filter(|_| error.use_stderr()) {
             output::complain(format_args!("with the settings of {}:", file.display()));
         }
         error.format(&mut command).exit()
     });
     commands::remember(arguments.words);
-    Ok(cli)
+    Ok(parsed)
 }
 
 /// `--cfg -3` is a mistake in a number, which its command explains better than clap, who sees an unknown flag `-3`.
@@ -117,12 +123,16 @@ fn negative_numbers_are_values(command: clap::Command) -> clap::Command {
         .mut_subcommands(negative_numbers_are_values)
 }
 
-/// Says what went wrong, and `when_stopped` where it was the user.
-fn fail(error: &anyhow::Error, when_stopped: &str) -> ExitCode {
+/// Says what went wrong, `when_stopped` where it was the user, and which `flags` help where it was a GPU's memory.
+fn fail(error: &anyhow::Error, when_stopped: &str, flags: &Flags) -> ExitCode {
     let kind = error.downcast_ref::<Error>();
-    match kind {
-        Some(Error::Stopped) => output::complain(format_args!("error: {error:#}; {when_stopped}")),
-        _ => output::complain(format_args!("error: {error:#}")),
+    let text = format!("{error:#}");
+    match (kind, flags.explain(&text, compute::memory())) {
+        (Some(Error::Stopped), _) => {
+            output::complain(format_args!("error: {text}; {when_stopped}"));
+        }
+        (_, Some(explained)) => output::complain(format_args!("error: {explained}")),
+        _ => output::complain(format_args!("error: {text}")),
     }
     ExitCode::from(match kind {
         Some(Error::Usage(_)) => 2,

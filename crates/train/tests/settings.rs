@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use common::files;
@@ -90,6 +91,46 @@ fn how_often_is_logged_and_saved_may_change_on_the_way() {
         error.contains("lanes") && !error.contains("every"),
         "{error}"
     );
+}
+
+#[derive(Serialize)]
+struct Computed {
+    fit: FitConfig,
+    compute: BTreeMap<&'static str, &'static str>,
+}
+
+#[test]
+fn a_run_goes_on_in_the_numbers_it_began_with() {
+    let computed = |device, dtype| Computed {
+        fit: FitConfig::default(),
+        compute: BTreeMap::from([("device", device), ("dtype", dtype)]),
+    };
+    let folder = tempdir().unwrap();
+    RunDir::open(folder.path(), &computed("cuda", "bf16")).unwrap();
+    let before = files(folder.path());
+    RunDir::open(folder.path(), &computed("cpu", "bf16")).unwrap();
+    assert!(before == files(folder.path()), "the folder was changed");
+    let error = RunDir::open(folder.path(), &computed("cuda", "tf32")).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)));
+    let text = error.to_string();
+    assert!(
+        text.contains("`compute.dtype` was \"bf16\", is now \"tf32\"; go on with --dtype bf16, use another folder"),
+        "{text}"
+    );
+
+    // A folder that says nothing of it is of f32.
+    let path = folder.path().join("config.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let (fit, compute) = text.split_once("[compute]").unwrap();
+    assert!(
+        compute.contains("cuda") && compute.contains("bf16"),
+        "{compute}"
+    );
+    fs::write(&path, fit).unwrap();
+    RunDir::open(folder.path(), &computed("cuda", "f32")).unwrap();
+    let error = RunDir::open(folder.path(), &computed("cuda", "bf16"));
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("was \"f32\", is now \"bf16\""), "{text}");
 }
 
 #[test]

@@ -71,6 +71,7 @@ fn tally<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         let report = json!({
             "model": args.model,
             "model_sha256": model.sha256,
+            "dtype": model.compute.numbers(),
             "data": args.data.name(),
             "images": images.count,
             "seed": args.seed,

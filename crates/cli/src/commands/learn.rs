@@ -8,7 +8,7 @@ use tinyfusion::mask::{Linear, Pattern};
 use tinyfusion::recover::{Blend, DeltaW, LearnConfig, LoraLayers, RunContext, Teacher, learn};
 use tinyfusion::train::{FitConfig, RunDir, Stop};
 
-use crate::compute::ComputeOptions;
+use crate::compute::{ComputeOptions, Computed};
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::hub::Inputs;
 use crate::output::progress_bar;
@@ -192,6 +192,7 @@ fn defaults() -> String {
 struct Settings<'a> {
     model_sha256: &'a str,
     data: &'a str,
+    compute: Computed,
     learn: &'a LearnConfig,
 }
 
@@ -223,6 +224,7 @@ fn search<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     let settings = Settings {
         model_sha256: &model.sha256,
         data: options.data.name(),
+        compute: compute.computed(),
         learn: &config,
     };
     let teacher = Teacher {

@@ -88,6 +88,7 @@ fn judge<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         "data": args.data.name(),
         "model": args.model,
         "model_sha256": model.sha256,
+        "dtype": model.compute.numbers(),
         "selection": args.selection,
         "kept": selection.map(|s| s.kept),
     });

@@ -128,6 +128,7 @@ struct Swept<'a> {
     #[serde(flatten)]
     config: TaylorConfig,
     data: &'a str,
+    dtype: &'static str,
     samples: usize,
     /// How many timesteps counted.
     timesteps: usize,
@@ -178,6 +179,7 @@ fn narrow<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
             let swept = Swept {
                 config: args.taylor(),
                 data: args.data.name(),
+                dtype: model.compute.numbers(),
                 samples,
                 timesteps: found.timesteps,
                 losses: found.losses,

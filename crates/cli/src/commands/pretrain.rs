@@ -12,6 +12,7 @@ use tinyfusion::models::{ClassifierConfig, DiTConfig, MarConfig, SiTConfig};
 use tinyfusion::train::{FitConfig, LrSchedule, Outcome, RunDir, Stop};
 
 use crate::classifier;
+use crate::compute::{Compute, Computed};
 use crate::family::{Dit, Family, MaskedAutoregressive, Model, Sit};
 use crate::hub::Inputs;
 use crate::model::save_classifier;
@@ -159,6 +160,7 @@ fn defaults() -> String {
         what: What::Dit,
         seed: 0,
         lr: options.schedule(),
+        compute: None,
         fit: &options.budget(),
         model: &options.dit(),
         process: BTreeMap::<_, ()>::new(),
@@ -173,6 +175,8 @@ struct Settings<'a, M, P = ()> {
     what: What,
     seed: u64,
     lr: LrSchedule,
+    /// Nothing in the help, where no device is open.
+    compute: Option<Computed>,
     fit: &'a FitConfig,
     model: &'a M,
     /// The process, under its family's name.
@@ -253,6 +257,7 @@ impl Job<'_> {
             what: o.what.unwrap_or(What::Dit),
             seed: self.seed,
             lr: self.lr,
+            compute: Some(compute.computed()),
             fit: &self.fit,
             model: &config,
             process: F::PROCESS.map(|key| (key, &process)).into_iter().collect(),
@@ -329,6 +334,7 @@ impl Job<'_> {
                 what: What::Classifier,
                 seed: self.seed,
                 lr: self.lr,
+                compute: Some(Compute::on_cpu().computed()),
                 fit: &self.fit,
                 model: &config,
                 process: BTreeMap::<_, ()>::new(),

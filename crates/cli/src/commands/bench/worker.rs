@@ -42,7 +42,7 @@ pub(super) fn run(folder: &Path, compute: &Compute) -> Result<()> {
 }
 
 fn matmul(compute: &Compute) -> Result<()> {
-    let Compute { device, dtype } = compute;
+    let Compute { device, dtype, .. } = compute;
     let (rows, inputs, outputs) = match device {
         Device::Cpu => (2048, 1152, 4608),
         _ => (8192, 8192, 8192),

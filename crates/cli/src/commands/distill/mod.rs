@@ -11,6 +11,7 @@ use tinyfusion::distill::{DistillConfig, FeatureLoss, LayerMap, Run, Student, Te
 use tinyfusion::train::{FitConfig, RunDir, Stop};
 
 use self::options::{Align, Options, defaults};
+use crate::compute::Computed;
 use crate::family::{Architecture, Family, Model, with_family};
 use crate::hub::Inputs;
 use crate::output::{progress_bar, say};
@@ -48,6 +49,7 @@ struct Settings<'a> {
     /// Pairs (student block, teacher block) whose hidden states are matched.
     layers: Option<&'a [(usize, usize)]>,
     data: &'a str,
+    compute: Computed,
     distill: &'a DistillConfig,
 }
 
@@ -125,6 +127,7 @@ fn recover<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
             .and_then(|k| k.layers.as_ref())
             .map(LayerMap::pairs),
         data: options.data.name(),
+        compute: compute.computed(),
         distill: &config,
     };
     let dir = RunDir::open(&args.out, &settings)?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tinyfusion::core::{Error, Result};
 
-use super::parts::{Parts, differs};
+use super::parts::{Parts, differs, setting};
 use crate::output::warn;
 
 pub(super) const NPZ: &str = "samples.npz";
@@ -50,12 +50,11 @@ pub(super) fn look(
         there.remove(of_the_run);
     }
     if let Some(key) = differs(&there, settings) {
-        let say = |of: &Map<String, Value>| of.get(key).map_or("none".into(), Value::to_string);
         return Err(Error::usage(format!(
             "{}: samples of other settings stand there ({key} {}, asked for: {}); name another folder",
             path.display(),
-            say(&there),
-            say(settings)
+            setting(&there, key),
+            setting(settings, key)
         )));
     }
     let expected = record.get(BYTES).and_then(Value::as_u64);

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use tinyfusion::checkpoint::require_space;
@@ -283,9 +283,7 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     };
     let drawing = F::drawing(&model, &args.settings)?;
     let mut settings = args.record(&classes, &numbers, &model.sha256, &*drawing);
-    if compute.dtype != DType::F32 {
-        settings.insert("dtype".into(), compute.dtype.as_str().into());
-    }
+    settings.insert(parts::DTYPE.into(), compute.numbers().into());
     if let Some(vae) = &vae {
         settings.insert("vae_sha256".into(), vae.sha256.clone().into());
         if args.vae_tiles {

@@ -22,6 +22,9 @@ const TENSOR: &str = "x";
 /// Settings that change no sample.
 const OF_THE_WAY: [&str; 4] = ["model", "batch_size", "grid_columns", "pngs"];
 
+/// What the numbers of the samples were computed in.
+pub(super) const DTYPE: &str = "dtype";
+
 /// Batches of samples, a file each, until all of them are there.
 pub(super) struct Parts {
     folder: PathBuf,
@@ -51,14 +54,12 @@ impl Parts {
         if let Ok(text) = std::fs::read_to_string(&path) {
             let found = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
             if let Some(key) = differs(&found, settings) {
-                let say =
-                    |of: &Map<String, Value>| of.get(key).map_or("none".into(), Value::to_string);
                 return Err(Error::usage(format!(
                     "{}: samples of other settings wait there ({key} {}, asked for: {}); use another folder, or remove \
                      this one",
                     parts.folder.display(),
-                    say(&found),
-                    say(settings)
+                    setting(&found, key),
+                    setting(settings, key)
                 )));
             }
             remove_partials(&parts.folder)?;
@@ -220,7 +221,16 @@ impl Parts {
 pub(super) fn differs<'a>(a: &'a Map<String, Value>, b: &'a Map<String, Value>) -> Option<&'a str> {
     let keys = a.keys().chain(b.keys()).map(String::as_str);
     keys.filter(|key| !OF_THE_WAY.contains(key))
-        .find(|key| a.get(*key) != b.get(*key))
+        .find(|key| setting(a, key) != setting(b, key))
+}
+
+/// One of the settings, for comparing and for showing. Samples that name no type of numbers are of f32.
+pub(super) fn setting(all: &Map<String, Value>, key: &str) -> String {
+    match all.get(key) {
+        Some(value) => value.to_string(),
+        None if key == DTYPE => Value::from("f32").to_string(),
+        None => "none".into(),
+    }
 }
 
 fn remove(folder: &Path) -> Result<()> {
@@ -281,6 +291,18 @@ mod tests {
             .to_string();
         assert!(error.contains("seed 0, asked for: 1"), "{error}");
         let parts = Parts::open(out.path(), 0..4, &settings(0, 8)).unwrap();
+        // What names no type of numbers is of f32.
+        let of_type = |dtype: &str| {
+            let mut all = settings(0, 8);
+            all.insert(DTYPE.into(), dtype.into());
+            Parts::open(out.path(), 0..4, &all)
+        };
+        of_type("f32").unwrap();
+        let error = of_type("bf16").err().unwrap().to_string();
+        assert!(
+            error.contains("dtype \"f32\", asked for: \"bf16\""),
+            "{error}"
+        );
         parts.save(1..3, &batch(1..3)).unwrap();
         parts.save(2..4, &batch(2..4)).unwrap();
         let error = Parts::open(out.path(), 0..4, &settings(0, 8))

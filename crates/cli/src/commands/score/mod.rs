@@ -106,6 +106,7 @@ fn score<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
         "settings": selection.settings,
         "model": args.model,
         "model_sha256": model.sha256,
+        "dtype": model.compute.numbers(),
         "data": options.data_used(),
         "samples": options.samples_used(),
         "kept": selection.kept,
