@@ -237,7 +237,7 @@ def write(out, results):
 
 def refuse_what_cannot_run():
     """An error before the first minute is spent, where the driver or the libraries are too old for the binary."""
-    for library in ("libcuda.so.1", "libcublas.so.13", "libcurand.so.10"):
+    for library in ("libcuda.so.1", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10"):
         folders = [*libraries().split(":"), *os.environ.get("LD_LIBRARY_PATH", "").split(":"), "/usr/local/cuda/lib64"]
         for place in [library, *(str(Path(folder) / library) for folder in folders if folder)]:
             try:

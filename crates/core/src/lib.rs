@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod blend;
 mod error;
 mod layout;
 mod plan;
@@ -13,6 +14,7 @@ pub mod laws;
 /// Small stacks in the shapes of the model families, on which the laws are tested without a model crate.
 pub mod toy;
 
+pub use blend::{Gate, Part, Parts};
 pub use error::{Error, Result};
 pub use layout::BlockLayout;
 pub use plan::{BlockPlan, Plan, Trace, run, run_exact};

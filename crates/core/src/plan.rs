@@ -1,6 +1,7 @@
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
-use crate::{BlockCall, BlockStack, Error, Result, Rows, stack::walk};
+use crate::blend::{Gate, Split, exact_blend, plain_blend};
+use crate::{BlockCall, BlockStack, Error, Result, stack::walk};
 
 /// What to do with one block.
 #[derive(Debug, Clone)]
@@ -9,9 +10,8 @@ pub enum BlockPlan {
     Run,
     /// h' = h
     Skip,
-    /// h' = m·block(h) + (1 − m)·h with a mask column m (B,), one value per sample
-    /// (TinyFusion, eq. 2).
-    Blend(Tensor),
+    /// h' = m·block(h) + (1 − m)·h with one m per sample (TinyFusion, eq. 2).
+    Blend(Gate),
 }
 
 /// What to do with every block, and whose outputs to keep.
@@ -51,14 +51,31 @@ impl Plan {
 
     /// Every block blends by its column of `mask` (B, depth).
     pub fn blend(mask: &Tensor) -> Result<Self> {
-        let (_, depth) = mask.dims2()?;
-        let blocks = (0..depth)
-            .map(|i| Ok(BlockPlan::Blend(mask.narrow(1, i, 1)?.squeeze(1)?)))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            blocks,
+        let gates = columns(mask)?.into_iter().map(Gate::new).collect();
+        Ok(Self::blend_by(gates))
+    }
+
+    /// The same where the host knows the mask: `kept` says per block and sample whether m is 1, which it is or 0. Then
+    /// [`run_exact`] need not read the mask, for which it would wait for a GPU.
+    pub fn blend_known(mask: &Tensor, kept: Vec<Vec<bool>>) -> Result<Self> {
+        let columns = columns(mask)?;
+        if columns.len() != kept.len() {
+            return Err(Error::usage(format!(
+                "a mask of {} blocks, of which {} are known",
+                columns.len(),
+                kept.len()
+            )));
+        }
+        let gates = columns.into_iter().zip(kept);
+        let gates = gates.map(|(m, kept)| Gate::known(m, kept));
+        Ok(Self::blend_by(gates.collect::<Result<_>>()?))
+    }
+
+    fn blend_by(gates: Vec<Gate>) -> Self {
+        Self {
+            blocks: gates.into_iter().map(BlockPlan::Blend).collect(),
             taps: Vec::new(),
-        })
+        }
     }
 
     /// The same plan, keeping the outputs of `taps`.
@@ -66,6 +83,14 @@ impl Plan {
         self.taps = taps.into();
         self
     }
+}
+
+/// The columns (B,) of a mask (B, depth).
+fn columns(mask: &Tensor) -> Result<Vec<Tensor>> {
+    let (_, depth) = mask.dims2()?;
+    (0..depth)
+        .map(|i| Ok(mask.narrow(1, i, 1)?.squeeze(1)?))
+        .collect()
 }
 
 /// What a run leaves behind.
@@ -79,7 +104,9 @@ pub struct Trace {
 
 /// Runs `net` under `plan`. A blended block runs on every sample (the plain blend).
 pub fn run<S: BlockStack>(net: &S, input: &S::Input, plan: &Plan) -> Result<Trace> {
-    run_with(net, input, plan, |_, h, m, call| plain_blend(h, m, call))
+    run_with(net, input, plan, |_, h, gate, call| {
+        plain_blend(h, gate, call)
+    })
 }
 
 /// As [`run`] for masks of exact zeros and ones, doing only the work that matters: same output,
@@ -94,45 +121,18 @@ pub fn run_exact<S: BlockStack>(
     input: &S::Input,
     plan: &Plan,
 ) -> Result<Trace> {
-    let gates = hard_gates(plan)?;
-    run_with(net, input, plan, |i, h, m, call| {
-        exact_blend(h, m, &gates[i], call, untracked)
+    let splits = Split::of(plan)?;
+    run_with(net, input, plan, |i, h, gate, call| match &splits[i] {
+        None => plain_blend(h, gate, call),
+        Some(split) => exact_blend(h, gate, split, call, untracked),
     })
-}
-
-/// The masks of all blended blocks, (B,) each; nothing of the others. Which samples run where decides the work, so the
-/// host has to know: it reads them at once, and a GPU waits once in a pass and not at every block.
-fn hard_gates(plan: &Plan) -> Result<Vec<Vec<f32>>> {
-    let mut gates = vec![Vec::new(); plan.blocks.len()];
-    let blended = plan
-        .blocks
-        .iter()
-        .enumerate()
-        .filter_map(|(i, block)| match block {
-            BlockPlan::Blend(m) => Some((i, m.detach())),
-            _ => None,
-        });
-    let (places, masks): (Vec<usize>, Vec<Tensor>) = blended.unzip();
-    if masks.is_empty() {
-        return Ok(gates);
-    }
-    let all = Tensor::stack(&masks, 0)?.to_dtype(candle_core::DType::F32)?; // (blocks, B)
-    for (i, gate) in places.into_iter().zip(all.to_vec2::<f32>()?) {
-        if let Some(v) = gate.iter().find(|v| **v != 0.0 && **v != 1.0) {
-            return Err(Error::usage(format!(
-                "the exact blend needs masks of 0 and 1, found {v}"
-            )));
-        }
-        gates[i] = gate;
-    }
-    Ok(gates)
 }
 
 fn run_with<S: BlockStack>(
     net: &S,
     input: &S::Input,
     plan: &Plan,
-    blend: impl Fn(usize, &Tensor, &Tensor, &BlockCall<'_, S>) -> Result<Tensor>,
+    blend: impl Fn(usize, &Tensor, &Gate, &BlockCall<'_, S>) -> Result<Tensor>,
 ) -> Result<Trace> {
     let depth = net.layout().depth();
     if plan.blocks.len() != depth {
@@ -151,7 +151,7 @@ fn run_with<S: BlockStack>(
         let h = match &plan.blocks[i] {
             BlockPlan::Run => call.all(h)?,
             BlockPlan::Skip => h.clone(),
-            BlockPlan::Blend(m) => blend(i, h, m, &call)?,
+            BlockPlan::Blend(gate) => blend(i, h, gate, &call)?,
         };
         if plan.taps.contains(&i) {
             taps.push(h.clone());
@@ -159,62 +159,4 @@ fn run_with<S: BlockStack>(
         Ok(h)
     })?;
     Ok(Trace { output, taps })
-}
-
-/// h' = h + m·(block(h) − h), every sample through the block: the oracle for [`exact_blend`].
-fn plain_blend<S: BlockStack>(h: &Tensor, m: &Tensor, call: &BlockCall<'_, S>) -> Result<Tensor> {
-    let delta = (call.all(h)? - h)?; // (B, T, D)
-    Ok((h + delta.broadcast_mul(&column(m, h)?)?)?)
-}
-
-fn exact_blend<S: BlockStack>(
-    h: &Tensor,
-    m: &Tensor,
-    values: &[f32],
-    call: &BlockCall<'_, S>,
-    untracked: &S,
-) -> Result<Tensor> {
-    let m = column(m, h)?; // (B, 1, 1)
-    let (kept, dropped): (Vec<u32>, Vec<u32>) =
-        (0..values.len() as u32).partition(|&b| values[b as usize] == 1.0);
-    let index = |rows: &[u32]| Tensor::new(rows, &Device::Cpu);
-    if dropped.is_empty() {
-        return kept_rows(&call.all(h)?, h, &m);
-    }
-    let dropped_index = index(&dropped)?;
-    let h_dropped = h.select(&dropped_index)?; // (R0, T, D)
-    let shadow = call.rows_untracked(untracked, &h_dropped, &dropped_index)?;
-    // Value h, but d loss / d m = <g, block(h) - h>.
-    let delta = (shadow - h_dropped.detach())?;
-    let out_dropped = (&h_dropped + delta.broadcast_mul(&m.select(&dropped_index)?)?)?;
-    if kept.is_empty() {
-        return Ok(out_dropped);
-    }
-    let kept_index = index(&kept)?;
-    let h_kept = h.select(&kept_index)?; // (R1, T, D)
-    let out_kept = kept_rows(
-        &call.rows(&h_kept, &kept_index)?,
-        &h_kept,
-        &m.select(&kept_index)?,
-    )?;
-    // Back into the batch's order.
-    let mut place = vec![0u32; values.len()];
-    for (at, &b) in kept.iter().chain(&dropped).enumerate() {
-        place[b as usize] = at as u32;
-    }
-    Tensor::cat(&[out_kept, out_dropped], 0)?.select(&index(&place)?)
-}
-
-/// Samples with m = 1: value block(h), with the gate's gradient ⟨g, block(h) − h⟩ added.
-fn kept_rows(out: &Tensor, h: &Tensor, m: &Tensor) -> Result<Tensor> {
-    if !m.track_op() {
-        return Ok(out.clone());
-    }
-    let delta = (out.detach() - h.detach())?;
-    Ok((out + delta.broadcast_mul(&(m - 1.0)?)?)?)
-}
-
-/// m (B,) as (B, 1, 1) in h's dtype.
-fn column(m: &Tensor, h: &Tensor) -> Result<Tensor> {
-    Ok(m.reshape((m.elem_count(), 1, 1))?.to_dtype(h.dtype())?)
 }

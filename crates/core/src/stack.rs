@@ -1,6 +1,6 @@
 use candle_core::{Device, Tensor};
 
-use crate::{BlockLayout, Result};
+use crate::{BlockLayout, Parts, Result};
 
 /// Values that hold one entry per sample along their first axis.
 pub trait Rows: Sized {
@@ -88,6 +88,14 @@ pub trait BlockStack {
         let _ = (into, cond);
         Ok(h.clone())
     }
+    /// The samples `index` (R,) u32 of h (B, T, D) for the exact blend. A network may have a faster way than this one.
+    fn pick(&self, h: &Tensor, index: &Tensor) -> Result<Tensor> {
+        h.select(index)
+    }
+    /// The batch behind a block of the exact blend: as [`Parts::joined`] says. A network may have a faster way.
+    fn join(&self, parts: &Parts<'_>) -> Result<Tensor> {
+        parts.joined()
+    }
     /// From the last block's output (B, T, D) to the network's output.
     fn head(&self, h: &Tensor, cond: &Self::Cond) -> Result<Tensor>;
 }
@@ -108,6 +116,16 @@ pub struct BlockCall<'a, S: BlockStack> {
 }
 
 impl<S: BlockStack> BlockCall<'_, S> {
+    /// [`BlockStack::pick`]
+    pub(crate) fn pick(&self, h: &Tensor, index: &Tensor) -> Result<Tensor> {
+        self.net.pick(h, index)
+    }
+
+    /// [`BlockStack::join`]
+    pub(crate) fn join(&self, parts: &Parts<'_>) -> Result<Tensor> {
+        self.net.join(parts)
+    }
+
     /// Runs the block on every sample: (B, T, D) → (B, T, D).
     pub fn all(&self, h: &Tensor) -> Result<Tensor> {
         self.net.block(self.i, h, self.cond)

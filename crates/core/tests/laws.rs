@@ -5,7 +5,8 @@ use candle_core::{Device, Tensor};
 use tinyfusion_core::laws::{self, Subject};
 use tinyfusion_core::toy::{ToyLatent, ToyTokens};
 use tinyfusion_core::{
-    BlockLayout, BlockStack, LatentQuery, Result, Rows, StateDict, StepRng, TokenQuery, stream,
+    BlockLayout, BlockStack, LatentQuery, Plan, Result, Rows, StateDict, StepRng, TokenQuery,
+    stream,
 };
 
 fn pick<T: Rows>(t: T, rows: Option<&[usize]>) -> Result<T> {
@@ -242,4 +243,33 @@ fn the_exact_blend_refuses_soft_masks() {
     let error =
         tinyfusion_core::run_exact(&net, &net, &Latent.input(None).unwrap(), &plan).unwrap_err();
     assert!(error.to_string().contains("0.5"), "{error}");
+}
+
+/// A mask that the host knows is that mask, and is checked against it.
+#[test]
+fn the_exact_blend_of_a_known_mask() {
+    let weights = Latent.weights().unwrap();
+    let net = Latent.build(&weights).unwrap();
+    let input = Latent.input(None).unwrap();
+    let values = [[1f32, 0., 1., 0.], [1., 1., 0., 0.], [1., 0., 0., 1.]]; // all, some and none of the samples keep a block
+    let mask = Tensor::new(&values, &Device::Cpu).unwrap();
+    let kept: Vec<Vec<bool>> = (0..4)
+        .map(|block| values.iter().map(|row| row[block] == 1.0).collect())
+        .collect();
+    let output = |plan| {
+        let output = tinyfusion_core::run_exact(&net, &net, &input, &plan).unwrap();
+        let output = output.output.flatten_all().unwrap();
+        output.to_vec1::<f32>().unwrap()
+    };
+    let known = Plan::blend_known(&mask, kept.clone()).unwrap();
+    assert_eq!(output(known), output(Plan::blend(&mask).unwrap()));
+
+    let error = |kept| Plan::blend_known(&mask, kept).unwrap_err().to_string();
+    assert!(error(kept[..3].to_vec()).contains("4 blocks, of which 3"));
+    let mut wrong = kept.clone();
+    wrong[2].pop();
+    assert!(error(wrong).contains("3 samples, of which 2"));
+    let mut wrong = kept;
+    wrong[3][2] = false;
+    assert!(error(wrong).contains("mask is 1, and it is said to be kept: false"));
 }

@@ -33,6 +33,8 @@ pub struct Sampled {
     pub soft: Vec<Tensor>,
     /// Per group, per sample: the candidate that was drawn.
     pub index: Vec<Vec<u32>>,
+    /// Per block, per sample: what the mask says, for the host.
+    pub kept: Vec<Vec<bool>>,
 }
 
 /// Draws masks that keep N of M blocks in every group, with a gradient for the groups' logits.
@@ -137,6 +139,41 @@ impl MaskSampler {
         noise: &[Tensor],
         temperature: Temperature,
     ) -> Result<Sampled> {
+        let soft = self.soft(logits, noise, temperature)?;
+        let index = drawn(&soft)?;
+        self.masks(soft, index)
+    }
+
+    /// Per group, per row of `noise` (per group (B, K)), the candidate that [`sample`](Self::sample) draws. The host reads
+    /// it, and so waits for a GPU; it may ask for all samples of a step at once and make the masks of a part of them with
+    /// [`sample_drawn`](Self::sample_drawn).
+    pub fn draw(
+        &self,
+        logits: &StateDict,
+        noise: &[Tensor],
+        temperature: Temperature,
+    ) -> Result<Vec<Vec<u32>>> {
+        drawn(&self.soft(&logits.detached(), noise, temperature)?)
+    }
+
+    /// As [`sample`](Self::sample), where [`draw`](Self::draw) has said which candidates: `index` per group and sample.
+    pub fn sample_drawn(
+        &self,
+        logits: &StateDict,
+        noise: &[Tensor],
+        temperature: Temperature,
+        index: Vec<Vec<u32>>,
+    ) -> Result<Sampled> {
+        self.masks(self.soft(logits, noise, temperature)?, index)
+    }
+
+    /// Per group softmax((scale·logits + noise)/τ), (B, K).
+    fn soft(
+        &self,
+        logits: &StateDict,
+        noise: &[Tensor],
+        temperature: Temperature,
+    ) -> Result<Vec<Tensor>> {
         let Temperature { tau, scale } = temperature;
         if !(tau > 0.0 && tau.is_finite() && scale.is_finite()) {
             return Err(Error::usage(format!(
@@ -154,19 +191,37 @@ impl MaskSampler {
             let logits = (self.logits(logits, g)? * scale)?; // (1, K)
             softmax(&(logits.broadcast_add(noise)? / tau)?) // (B, K)
         });
-        let soft = soft.collect::<Result<Vec<_>>>()?;
-        let mut masks = Vec::with_capacity(self.groups.len());
-        let mut sampled = Vec::with_capacity(self.groups.len());
-        for (g, (soft, values)) in soft.iter().zip(read(&soft)?).enumerate() {
-            let (hard, index) = one_hot(soft, &values, g)?; // (B, K)
+        soft.collect()
+    }
+
+    /// The masks of the candidates `index`, with the gradient of `soft`.
+    fn masks(&self, soft: Vec<Tensor>, index: Vec<Vec<u32>>) -> Result<Sampled> {
+        let hard = one_hot(&soft, &index)?; // (B, K) each
+        let masks = soft.iter().zip(hard).zip(&self.options);
+        let masks = masks.map(|((soft, hard), options)| {
             // In this order: soft − soft is exactly 0, so the value is exactly the one-hot's.
             let y = (hard + (soft - soft.detach())?)?;
-            masks.push(y.matmul(&self.options[g])?); // (B, K) × (K, M) = (B, M)
-            sampled.push((soft.clone(), index));
-        }
-        let mask = Tensor::cat(&masks, 1)?; // (B, depth)
-        let (soft, index) = sampled.into_iter().unzip();
-        Ok(Sampled { mask, soft, index })
+            Ok(y.matmul(options)?) // (B, K) × (K, M) = (B, M)
+        });
+        Ok(Sampled {
+            mask: Tensor::cat(&masks.collect::<Result<Vec<_>>>()?, 1)?, // (B, depth)
+            kept: self.kept_by_block(&index),
+            soft,
+            index,
+        })
+    }
+
+    /// Per block, per sample, whether the candidates `index` (per group and sample) keep it.
+    fn kept_by_block(&self, index: &[Vec<u32>]) -> Vec<Vec<bool>> {
+        let groups = self.groups.iter().zip(&self.candidates).zip(index);
+        groups
+            .flat_map(|((group, candidates), index)| {
+                (0..group.m).map(move |i| {
+                    let keeps = |k: &u32| candidates[*k as usize].contains(&i);
+                    index.iter().map(keeps).collect()
+                })
+            })
+            .collect()
     }
 
     /// Takes the most likely candidate of every group (the first of equals). `logits` are those of the EMA
@@ -187,16 +242,22 @@ impl MaskSampler {
 
     /// Per group the probability of every candidate, softmax(scale·logits) in f64, and the arg-max.
     pub(crate) fn decisions(&self, logits: &StateDict, scale: f64) -> Result<Vec<GroupDecision>> {
-        (0..self.groups.len())
-            .map(|g| {
-                let values = self
-                    .logits(logits, g)?
-                    .detach()
-                    .to_dtype(DType::F64)?
-                    .flatten_all()?
-                    .to_vec1::<f64>()?; // (K,)
-                finite(&values, g)?;
-                let chosen = arg_max(&values);
+        let all = (0..self.groups.len())
+            .map(|g| Ok(self.logits(logits, g)?.detach()))
+            .collect::<Result<Vec<_>>>()?;
+        // Read at once, so that a GPU is waited for once.
+        let all = Tensor::cat(&all, 1)?
+            .to_dtype(DType::F64)?
+            .flatten_all()?
+            .to_vec1::<f64>()?; // (ΣK,)
+        let mut rest = all.as_slice();
+        let groups = self.candidates.iter().enumerate();
+        groups
+            .map(|(g, candidates)| {
+                let (values, others) = rest.split_at(candidates.len());
+                rest = others;
+                finite(values, g)?;
+                let chosen = arg_max(values);
                 let exps: Vec<f64> = values
                     .iter()
                     .map(|v| (scale * (v - values[chosen])).exp())
@@ -258,37 +319,61 @@ fn softmax(z: &Tensor) -> Result<Tensor> {
     Ok(exp.broadcast_div(&exp.sum_keepdim(1)?)?) // (B, K) / (B, 1)
 }
 
-/// The rows of several tensors (B, K), each with a K of its own, read at once: a GPU is waited for once, not for every group.
-fn read(all: &[Tensor]) -> Result<Vec<Vec<Vec<f32>>>> {
-    let detached: Vec<Tensor> = all.iter().map(Tensor::detach).collect();
+/// Per group, per sample the most likely candidate of `soft` (B, K).
+///
+/// On the host: there it is decided which samples run through which block. All groups are read at once, so that a GPU is
+/// waited for once.
+fn drawn(soft: &[Tensor]) -> Result<Vec<Vec<u32>>> {
+    let detached: Vec<Tensor> = soft.iter().map(Tensor::detach).collect();
     let rows = Tensor::cat(&detached, 1)?.to_vec2::<f32>()?; // (B, ΣK)
     let mut start = 0;
-    let mut split = Vec::with_capacity(all.len());
-    for tensor in all {
-        let end = start + tensor.dim(1)?;
-        split.push(rows.iter().map(|row| row[start..end].to_vec()).collect());
+    let mut index = Vec::with_capacity(soft.len());
+    for (g, soft) in soft.iter().enumerate() {
+        let end = start + soft.dim(1)?;
+        let of = |row: &Vec<f32>| {
+            let row = &row[start..end];
+            finite(row, g)?;
+            Ok(arg_max(row) as u32)
+        };
+        index.push(rows.iter().map(of).collect::<Result<_>>()?);
         start = end;
     }
-    Ok(split)
+    Ok(index)
 }
 
-/// The arg-max of every row of `soft` (B, K), whose values are `rows`, as one-hot (B, K), and as indices.
-///
-/// On the host: the masks are needed there anyway, to run kept and dropped rows apart.
-fn one_hot(soft: &Tensor, rows: &[Vec<f32>], g: usize) -> Result<(Tensor, Vec<u32>)> {
-    let (batch, width) = soft.dims2()?;
-    let mut hard = vec![0f32; batch * width];
-    let mut index = Vec::with_capacity(batch);
-    for (b, row) in rows.iter().enumerate() {
-        finite(row, g)?;
-        let k = arg_max(row);
-        hard[b * width + k] = 1.0;
-        index.push(k as u32);
+/// Per group the one-hot rows of `index`, in the shape of `soft` (B, K) and beside it; they go there in one copy.
+fn one_hot(soft: &[Tensor], index: &[Vec<u32>]) -> Result<Vec<Tensor>> {
+    if soft.len() != index.len() {
+        return Err(Error::usage(format!(
+            "candidates for {} groups, expected {}",
+            index.len(),
+            soft.len()
+        )));
     }
-    Ok((
-        Tensor::from_vec(hard, (batch, width), soft.device())?,
-        index,
-    ))
+    let mut hard = Vec::new();
+    let mut places = Vec::with_capacity(soft.len());
+    for (g, (soft, index)) in soft.iter().zip(index).enumerate() {
+        let (batch, width) = soft.dims2()?;
+        if batch != index.len() || index.iter().any(|k| *k as usize >= width) {
+            return Err(Error::usage(format!(
+                "group {g}: expected {batch} numbers of candidates below {width}, found {index:?}"
+            )));
+        }
+        let start = hard.len();
+        places.push((start, batch, width));
+        hard.resize(start + batch * width, 0f32);
+        for (b, k) in index.iter().enumerate() {
+            hard[start + b * width + *k as usize] = 1.0;
+        }
+    }
+    let device = soft.first().map_or(&Device::Cpu, Tensor::device);
+    let hard = Tensor::new(hard, device)?;
+    let one = |(start, batch, width)| {
+        Ok(hard
+            .narrow(0, start, batch * width)?
+            .reshape((batch, width))?)
+    };
+    places.into_iter().map(one).collect()
 }
 
 /// Index of the largest value, the first of equals.

@@ -283,6 +283,11 @@ fn what_does_not_fit_is_explained() {
             .to_string()
             .contains("no longer finite")
     );
+    let drawn = |index| text(sampler.sample_drawn(&logits, &noise, at, index));
+    assert!(drawn(vec![vec![0; 2]]).contains("1 groups, expected 2"));
+    for wrong in [vec![0], vec![0, 99]] {
+        assert!(drawn(vec![wrong, vec![0; 2]]).contains("group 0: expected 2"));
+    }
     assert!(MaskSampler::new([], &CPU).is_err());
     assert!(MaskSampler::new([Group { n: 0, m: 2 }], &CPU).is_err());
     assert!(MaskSampler::new([Group { n: 14, m: 28 }], &CPU).is_err());
@@ -311,8 +316,21 @@ proptest! {
                 prop_assert_eq!(part.iter().sum::<f64>(), n as f64);
                 let option = &rows(&sampler.options()[g])[sampled.index[g][b] as usize];
                 prop_assert_eq!(part, option.as_slice());
+                for (i, v) in part.iter().enumerate() {
+                    prop_assert_eq!(sampled.kept[start + i][b], *v == 1.0);
+                }
                 start += m;
             }
+        }
+        // Drawn for the whole batch, and the masks of its last rows made of that.
+        let drawn = sampler.draw(&logits, &noise, Temperature { tau, scale }).unwrap();
+        prop_assert_eq!(&drawn, &sampled.index);
+        let noise: Vec<Tensor> = noise.iter().map(|n| n.narrow(0, 1, 3).unwrap()).collect();
+        let drawn = drawn.iter().map(|index| index[1..].to_vec()).collect();
+        let part = sampler.sample_drawn(&logits, &noise, Temperature { tau, scale }, drawn).unwrap();
+        prop_assert_eq!(rows(&part.mask), rows(&sampled.mask)[1..].to_vec());
+        for (part, all) in part.soft.iter().zip(&sampled.soft) {
+            prop_assert_eq!(rows(part), rows(all)[1..].to_vec());
         }
         let selection = sampler.decide(&logits, scale).unwrap();
         prop_assert_eq!(selection.kept.len(), groups.iter().map(|g| g.0).sum::<usize>());

@@ -3,13 +3,13 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{
-    BlockLayout, BlockStack, Error, LatentQuery, ParamSpec, Result, Rows, StateDict, StepRng,
-    stream,
+    BlockLayout, BlockStack, Error, LatentQuery, ParamSpec, Parts, Result, Rows, StateDict,
+    StepRng, stream,
 };
 use tinyfusion_nn::layers::{
     Attention, LabelEmbedder, Linear, Mlp, PatchEmbed, TimestepEmbedder, sincos_2d, unpatchify,
 };
-use tinyfusion_nn::{Scope, ops, recompute};
+use tinyfusion_nn::{Scope, ops, recompute, record};
 
 use crate::bounds::{check_sizes, check_values};
 use crate::width::{self, BlockWidth};
@@ -352,13 +352,21 @@ impl BlockStack for DiT {
     }
 
     fn block(&self, i: usize, h: &Tensor, cond: &DiTCond) -> Result<Tensor> {
-        let (block, m) = (&self.blocks[i], cond.of(&cond.blocks[i])?); // m (B, 6·D)
-        if !self.recomputing {
-            return block.forward(h, &m);
-        }
-        let block = block.clone(); // its tensors are shared
-        let again = move |h: &Tensor, m: &Tensor| Ok(block.forward(h, m)?);
-        Ok(recompute(h, &m, again)?)
+        let m = cond.of(&cond.blocks[i])?; // (B, 6·D)
+        let block = self.blocks[i].clone(); // its tensors are shared
+        let forward = move |h: &Tensor, m: &Tensor| Ok(block.forward(h, m)?);
+        Ok(match self.recomputing {
+            false => record(h, &m, forward)?,
+            true => recompute(h, &m, forward)?,
+        })
+    }
+
+    fn pick(&self, h: &Tensor, index: &Tensor) -> Result<Tensor> {
+        ops::pick(h, index)
+    }
+
+    fn join(&self, parts: &Parts<'_>) -> Result<Tensor> {
+        ops::join(parts)
     }
 
     fn head(&self, h: &Tensor, cond: &DiTCond) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
-use tinyfusion_core::{BlockLayout, BlockStack, LatentQuery, ParamSpec, Result, StateDict};
+use tinyfusion_core::{BlockLayout, BlockStack, LatentQuery, ParamSpec, Parts, Result, StateDict};
 
 use crate::presets::{SIZES, find};
 use crate::{DiT, DiTCond, DiTConfig, Preset};
@@ -134,6 +134,14 @@ impl BlockStack for SiT {
 
     fn block(&self, i: usize, h: &Tensor, cond: &DiTCond) -> Result<Tensor> {
         self.dit.block(i, h, cond) // (B, T, D)
+    }
+
+    fn pick(&self, h: &Tensor, index: &Tensor) -> Result<Tensor> {
+        self.dit.pick(h, index)
+    }
+
+    fn join(&self, parts: &Parts<'_>) -> Result<Tensor> {
+        self.dit.join(parts)
     }
 
     fn head(&self, h: &Tensor, cond: &DiTCond) -> Result<Tensor> {

@@ -6,7 +6,8 @@
 
 typedef __nv_bfloat16 bf16;
 
-/// Kernels are templates; each is exported once per type: FOR_EACH_TYPE(M) is M(float, f32) M(bf16, bf16).
+/// Kernels are templates; each is exported once per type: FOR_EACH_TYPE(M) is M(float, f32) M(bf16, bf16). Where a residual
+/// stream is float and what reads it or is added to it is bf16, a name ends in all types in the order of the parameters.
 #define FOR_EACH_TYPE(M) M(float, f32) M(bf16, bf16)
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -20,7 +21,7 @@ template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return _
 
 /// W neighbouring values, read and written at once. A thread that has one value of two bytes on its way leaves most of the
 /// memory's bandwidth unused; kernels over large tensors take 16 bytes where sizes and addresses allow.
-template <typename T, int W> struct alignas(sizeof(T) * W) Pack {
+template <typename T, int W> struct alignas(sizeof(T) * W < 16 ? sizeof(T) * W : 16) Pack {
     T values[W];
 };
 
@@ -40,7 +41,7 @@ template <typename... P> __device__ __forceinline__ bool aligned(const P *...poi
     return (... | (uintptr_t)pointers) % 16 == 0;
 }
 
-/// Calls f<WIDE<T>>(…) if `wide`, else f<1>(…).
+/// Calls f<WIDE<T>>(…) if `wide`, else f<1>(…); T is the narrowest of the types.
 #define WIDE_IF(wide, T, f, ...)                                                                                       \
     if (wide)                                                                                                          \
         f<WIDE<T>>(__VA_ARGS__);                                                                                       \
@@ -56,6 +57,14 @@ __device__ __forceinline__ float warp_sum(float x) {
 /// Number of this thread in the whole grid, and of threads in it.
 __device__ __forceinline__ size_t grid_thread() { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ size_t grid_threads() { return (size_t)gridDim.x * blockDim.x; }
+
+/// Calls f(row, column) for every W neighbouring values of a matrix. Threads keep to their columns: the index of a running
+/// number would cost a division per value, which takes longer than the memory does.
+template <int W, typename F> __device__ __forceinline__ void over(uint32_t rows, uint32_t d, F f) {
+    for (uint32_t column = (blockIdx.x * blockDim.x + threadIdx.x) * W; column < d; column += gridDim.x * blockDim.x * W)
+        for (uint32_t row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y)
+            f(row, column);
+}
 
 /// Dropout as on the CPU (src/kernels/dropout.rs): a value's factor is a function of its sample's key and its place.
 struct Drop {

@@ -60,14 +60,6 @@ __device__ void activate_backward(const T *x, const T *dy, T *dx, uint32_t kind,
     }
 }
 
-/// Calls f(row, column) for every W neighbouring values of a matrix. Threads keep to their columns: the index of a running
-/// number would cost a division per value, which takes longer than the memory does.
-template <int W, typename F> __device__ __forceinline__ void over(uint32_t rows, uint32_t d, F f) {
-    for (uint32_t column = (blockIdx.x * blockDim.x + threadIdx.x) * W; column < d; column += gridDim.x * blockDim.x * W)
-        for (uint32_t row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y)
-            f(row, column);
-}
-
 // y (rows, d) += bias (d,), in place; and out = act(y), of the rounded y so that backward sees what forward saw.
 template <int W, typename T>
 __device__ void bias_act(T *y, const T *bias, T *out, uint32_t kind, uint32_t rows, uint32_t d) {
@@ -119,20 +111,33 @@ __device__ void modulate_backward(const T *dy, const T *x, const T *m, T *dx, T 
     });
 }
 
-// out = x + gate·y, or gate·y where x is null; `t` rows share a gate, at `gate` in rows of `width`.
-template <int W, typename T>
-__device__ void gated(const T *x, const T *y, const T *m, T *out, uint32_t rows, uint32_t t, uint32_t d,
+// out = x + gate·y, or gate·y where x is null; `t` rows share a gate, at `gate` in rows of `width`. x has the type of out.
+template <int W, typename Out, typename Y, typename M>
+__device__ void gated(const Out *x, const Y *y, const M *m, Out *out, uint32_t rows, uint32_t t, uint32_t d,
                       uint32_t width, uint32_t gate) {
     over<W>(rows, d, [=](uint32_t row, uint32_t column) {
         size_t i = (size_t)row * d + column;
-        Pack<T, W> pack = read<W>(y + i), by = read<W>(m + (size_t)(row / t) * width + gate + column), plus;
-        if (x) plus = read<W>(x + i);
+        Pack<Y, W> pack = read<W>(y + i);
+        Pack<M, W> by = read<W>(m + (size_t)(row / t) * width + gate + column);
+        Pack<Out, W> sum;
+        if (x) sum = read<W>(x + i);
         for (int w = 0; w < W; w++) {
             float through = to_float(by.values[w]) * to_float(pack.values[w]);
-            pack.values[w] = from_float<T>(x ? to_float(plus.values[w]) + through : through);
+            sum.values[w] = from_float<Out>(x ? to_float(sum.values[w]) + through : through);
         }
-        write(out + i, pack);
+        write(out + i, sum);
     });
+}
+
+// out = x + y, in the type of x.
+template <int W, typename X, typename Y> __device__ void residual(const X *x, const Y *y, X *out, size_t n) {
+    for (size_t i = grid_thread() * W; i < n; i += grid_threads() * W) {
+        Pack<X, W> sum = read<W>(x + i);
+        Pack<Y, W> plus = read<W>(y + i);
+        for (int w = 0; w < W; w++)
+            sum.values[w] = from_float<X>(to_float(sum.values[w]) + to_float(plus.values[w]));
+        write(out + i, sum);
+    }
 }
 
 // y = x times the factors of a dropout, for samples of `sample` values.
@@ -163,13 +168,27 @@ template <typename T> __device__ void drop_out(const T *x, T *y, size_t n, size_
         bool wide = aligned(dy, x, m, dx, dm) && (d | width | shift | scale) % WIDE<T> == 0;                           \
         WIDE_IF(wide, T, modulate_backward, dy, x, m, dx, dm, rows, d, width, shift, scale);                           \
     }                                                                                                                  \
-    extern "C" __global__ void gated_##suffix(const T *x, const T *y, const T *m, T *out, uint32_t rows, uint32_t t,   \
-                                              uint32_t d, uint32_t width, uint32_t gate) {                             \
-        bool wide = aligned(x, y, m, out) && (d | width | gate) % WIDE<T> == 0;                                        \
-        WIDE_IF(wide, T, gated, x, y, m, out, rows, t, d, width, gate);                                                \
-    }                                                                                                                  \
     extern "C" __global__ void dropout_##suffix(const T *x, T *y, size_t n, size_t sample, const uint64_t *keys,       \
                                                 uint32_t threshold, float scale) {                                     \
         drop_out(x, y, n, sample, Drop{keys, threshold, scale});                                                       \
     }
 FOR_EACH_TYPE(EXPORT)
+
+#define EXPORT_GATED(Out, Y, M, NARROWEST, suffix)                                                                     \
+    extern "C" __global__ void gated_##suffix(const Out *x, const Y *y, const M *m, Out *out, uint32_t rows,           \
+                                              uint32_t t, uint32_t d, uint32_t width, uint32_t gate) {                 \
+        bool wide = aligned(x, y, m, out) && (d | width | gate) % WIDE<NARROWEST> == 0;                                \
+        WIDE_IF(wide, NARROWEST, gated, x, y, m, out, rows, t, d, width, gate);                                        \
+    }
+EXPORT_GATED(float, float, float, float, f32_f32_f32)
+EXPORT_GATED(bf16, bf16, bf16, bf16, bf16_bf16_bf16)
+EXPORT_GATED(float, bf16, bf16, bf16, f32_bf16_bf16)
+EXPORT_GATED(bf16, float, bf16, bf16, bf16_f32_bf16)
+
+#define EXPORT_RESIDUAL(X, Y, NARROWEST, suffix)                                                                       \
+    extern "C" __global__ void residual_##suffix(const X *x, const Y *y, X *out, size_t n) {                           \
+        WIDE_IF(aligned(x, y, out) && n % WIDE<NARROWEST> == 0, NARROWEST, residual, x, y, out, n);                    \
+    }
+EXPORT_RESIDUAL(float, float, float, f32_f32)
+EXPORT_RESIDUAL(bf16, bf16, bf16, bf16_bf16)
+EXPORT_RESIDUAL(float, bf16, bf16, f32_bf16)

@@ -30,16 +30,18 @@ __device__ void column_sums(float *partial, uint32_t t, uint32_t d, uint32_t chu
     }
 }
 
-/// out[group·stride + at + column], at = first for sum 0 and second for sum 1: the sums of `chunks` partial sums.
+/// out[group·stride + at + column], at = first for sum 0 and second for sum 1: the sums of `chunks` partial sums, added to what
+/// is there if `add`.
 template <typename T>
 __device__ void finish_sums(const float *partial, T *out, uint32_t d, uint32_t chunks, size_t stride, uint32_t first,
-                            uint32_t second) {
+                            uint32_t second, uint32_t add) {
     uint32_t column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= d) return;
     partial += ((size_t)blockIdx.z * chunks * gridDim.y + blockIdx.y) * d + column;
     float total = 0.0f;
     for (uint32_t c = 0; c < chunks; c++) total += partial[(size_t)c * gridDim.y * d];
-    out[blockIdx.z * stride + (blockIdx.y ? second : first) + column] = from_float<T>(total);
+    out += blockIdx.z * stride + (blockIdx.y ? second : first) + column;
+    *out = from_float<T>(add ? to_float(*out) + total : total);
 }
 
 #define EXPORT(T, suffix)                                                                                              \
@@ -49,23 +51,28 @@ __device__ void finish_sums(const float *partial, T *out, uint32_t d, uint32_t c
         column_sums<1>(partial, t, d, chunk,                                                                           \
                        [=](size_t i, size_t) { return make_float2(to_float(a[i]), 0.0f); });                           \
     }                                                                                                                  \
+    extern "C" __global__ void finish_sums_##suffix(const float *partial, T *out, uint32_t d, uint32_t chunks,         \
+                                                    size_t stride, uint32_t first, uint32_t second, uint32_t add) {    \
+        finish_sums(partial, out, d, chunks, stride, first, second, add);                                              \
+    }
+FOR_EACH_TYPE(EXPORT)
+
+#define EXPORT_PAIR(A, B, suffix)                                                                                      \
     /* Σ a·b */                                                                                                        \
-    extern "C" __global__ void sum_products_##suffix(const T *a, const T *b, float *partial, uint32_t t, uint32_t d,   \
+    extern "C" __global__ void sum_products_##suffix(const A *a, const B *b, float *partial, uint32_t t, uint32_t d,   \
                                                      uint32_t chunk) {                                                 \
         column_sums<1>(partial, t, d, chunk,                                                                           \
                        [=](size_t i, size_t) { return make_float2(to_float(a[i]) * to_float(b[i]), 0.0f); });          \
     }                                                                                                                  \
     /* Σ dy·x̂ and Σ dy, with (mean, 1/σ) of the rows of x */                                                           \
-    extern "C" __global__ void sum_norm_##suffix(const T *dy, const T *x, const float2 *stats, float *partial,         \
+    extern "C" __global__ void sum_norm_##suffix(const A *x, const B *dy, const float2 *stats, float *partial,         \
                                                  uint32_t t, uint32_t d, uint32_t chunk) {                             \
         column_sums<2>(partial, t, d, chunk, [=](size_t i, size_t row) {                                               \
             float2 of = stats[row];                                                                                    \
             float g = to_float(dy[i]);                                                                                 \
             return make_float2(g * (to_float(x[i]) - of.x) * of.y, g);                                                 \
         });                                                                                                            \
-    }                                                                                                                  \
-    extern "C" __global__ void finish_sums_##suffix(const float *partial, T *out, uint32_t d, uint32_t chunks,         \
-                                                    size_t stride, uint32_t first, uint32_t second) {                  \
-        finish_sums(partial, out, d, chunks, stride, first, second);                                                   \
     }
-FOR_EACH_TYPE(EXPORT)
+EXPORT_PAIR(float, float, f32_f32)
+EXPORT_PAIR(bf16, bf16, bf16_bf16)
+EXPORT_PAIR(float, bf16, f32_bf16)

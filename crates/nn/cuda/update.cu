@@ -62,3 +62,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (average) average[i] += pass.share * (value - average[i]);
     }
 }
+
+// sum = x, or sum += x if `add`; n values.
+template <int W> __device__ void accumulate(float *sum, const float *x, uint32_t add, size_t n) {
+    for (size_t i = grid_thread() * W; i < n; i += grid_threads() * W) {
+        Pack<float, W> pack = read<W>(x + i);
+        if (add) {
+            Pack<float, W> before = read<W>(sum + i);
+            for (int w = 0; w < W; w++) pack.values[w] += before.values[w];
+        }
+        write(sum + i, pack);
+    }
+}
+
+extern "C" __global__ void accumulate_f32(float *sum, const float *x, uint32_t add, size_t n) {
+    WIDE_IF(aligned(sum, x) && n % WIDE<float> == 0, float, accumulate, sum, x, add, n);
+}

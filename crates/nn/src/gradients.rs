@@ -8,6 +8,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, TensorId, Var, bail};
 
@@ -32,6 +34,13 @@ struct Sum {
 thread_local! {
     /// Where the backward pass that runs on this thread puts gradients of variables.
     static ACTIVE: RefCell<Option<Gradients>> = const { RefCell::new(None) };
+    /// Whether what is computed on this thread has such a pass as its backward.
+    static RECORDING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the backward of what is computed on this thread has sums for the gradients of variables.
+pub(crate) fn has_sums() -> bool {
+    RECORDING.get()
 }
 
 impl Gradients {
@@ -54,6 +63,19 @@ impl Gradients {
     /// Begins a new sum in the same buffers.
     pub fn clear(&mut self) {
         self.sums.iter_mut().for_each(|s| s.begun = false);
+    }
+
+    /// What `forward` computes, for a loss that goes to [`backward`](Self::backward) and nowhere else: blocks are recorded
+    /// inside ([`record`](crate::record)).
+    pub fn recording<T>(forward: impl FnOnce() -> T) -> T {
+        struct Before(bool);
+        impl Drop for Before {
+            fn drop(&mut self) {
+                RECORDING.set(self.0);
+            }
+        }
+        let _before = Before(RECORDING.replace(true));
+        forward()
     }
 
     /// Adds the gradients of `loss`, a scalar.
@@ -114,6 +136,10 @@ impl Sum {
                 self.value.dims()
             );
         }
+        #[cfg(feature = "cuda")]
+        if self.value.device().is_cuda() && self.value.dtype() == DType::F32 {
+            return crate::cuda::update::accumulate(&self.value, gradient, into(begun));
+        }
         if !self.value.device().is_cpu() {
             self.value = if begun {
                 (&self.value + gradient)?
@@ -135,23 +161,12 @@ impl Sum {
     }
 }
 
-/// Lets `write` put the gradient of `var` into its sum, where a pass that sums in place is under way on this
+/// Lets `write` put the gradient of `var` into its sum on the CPU, where a pass that sums in place is under way on this
 /// thread and knows the variable; false otherwise.
 pub(crate) fn write_into_sum(var: &Tensor, write: impl FnOnce(&mut [f32], Into)) -> Result<bool> {
     // Only looked up under the borrow: what waits for other threads in `write` may be given another pass to run.
-    let found = ACTIVE.with_borrow_mut(|active| {
-        let all = active.as_mut()?;
-        let sum = &mut all.sums[*all.index.get(&var.id())?];
-        let begun = std::mem::replace(&mut sum.begun, true);
-        Some((sum.value.clone(), begun))
-    });
-    let Some((sum, begun)) = found else {
+    let Some((sum, into)) = sum_of(var) else {
         return Ok(false);
-    };
-    let into = if begun {
-        Into::Accumulate
-    } else {
-        Into::Overwrite
     };
     mutate(&sum, |values| {
         write(values, into);
@@ -160,16 +175,44 @@ pub(crate) fn write_into_sum(var: &Tensor, write: impl FnOnce(&mut [f32], Into))
     Ok(true)
 }
 
+/// The sum of `var` in the pass that is under way on this thread, if that has one, and what to do with what it holds. From here on
+/// it counts as begun.
+pub(crate) fn sum_of(var: &Tensor) -> Option<(Tensor, Into)> {
+    ACTIVE.with_borrow_mut(|active| {
+        let all = active.as_mut()?;
+        let sum = &mut all.sums[*all.index.get(&var.id())?];
+        let begun = std::mem::replace(&mut sum.begun, true);
+        Some((sum.value.clone(), into(begun)))
+    })
+}
+
+fn into(begun: bool) -> Into {
+    match begun {
+        true => Into::Accumulate,
+        false => Into::Overwrite,
+    }
+}
+
 /// Adds what `found` holds for the variables of the sums that are active on this thread.
 pub(crate) fn add_to_sums(found: &mut GradStore) -> Result<()> {
+    with_sums(|all| all.take_from(found))
+}
+
+/// Adds the gradient of a variable to its sum on this thread, if the pass asks for it.
+pub(crate) fn add_to_sum(var: &Tensor, gradient: &Tensor) -> Result<()> {
+    with_sums(|all| match all.index.get(&var.id()) {
+        Some(&at) => all.sums[at].add(gradient),
+        None => Ok(()),
+    })
+}
+
+fn with_sums(add: impl FnOnce(&mut Gradients) -> Result<()>) -> Result<()> {
     let Some(mut all) = ACTIVE.take() else {
-        bail!(
-            "recompute: run the backward pass through tinyfusion_nn::Gradients, which has sums to add to"
-        )
+        bail!("run the backward pass through tinyfusion_nn::Gradients, which has sums to add to")
     };
-    let taken = all.take_from(found);
+    let added = add(&mut all);
     ACTIVE.set(Some(all));
-    taken
+    added
 }
 
 /// Makes sums the active ones of this thread until it is dropped, also by a panic; then those before it are again.

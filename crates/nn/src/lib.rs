@@ -11,6 +11,8 @@ pub mod ops;
 pub mod parity;
 mod recompute;
 mod scope;
+mod storage;
+mod tape;
 /// In-place updates of parameters: AdamW and the exponential moving average.
 pub mod update;
 
@@ -18,3 +20,4 @@ pub use gradients::Gradients;
 pub use lanes::Lanes;
 pub use recompute::recompute;
 pub use scope::Scope;
+pub use tape::record;

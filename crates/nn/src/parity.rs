@@ -115,10 +115,11 @@ fn results(
     Ok(all)
 }
 
+/// `dtype` is the coarsest type that anything is rounded to.
 fn agree(
     device: &Device,
     shapes: &[Vec<usize>],
-    types: &[DType],
+    (dtype, types): (DType, &[DType]),
     wanted: Wanted,
     f: &impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> Result<Discrepancy> {
@@ -132,12 +133,7 @@ fn agree(
     let got = run(device, types)?;
     repeats(&got, &run(device, types)?)?;
     let want = run(&Device::Cpu, &vec![DType::F64; types.len()])?;
-    let coarsest = if types.contains(&DType::BF16) {
-        DType::BF16
-    } else {
-        DType::F32
-    };
-    worst(&got, &want, allowed(coarsest))
+    worst(&got, &want, allowed(dtype))
 }
 
 fn values(t: &Tensor) -> Result<Vec<f64>> {

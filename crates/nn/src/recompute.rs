@@ -6,6 +6,7 @@ use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Storage, Tensor, Var, bail};
 
 use crate::gradients::add_to_sums;
+use crate::tape::Tape;
 
 /// f(x, c), keeping nothing of what f's backward needs but x and c: backward runs f once more (Chen et al. 2016,
 /// arXiv 1604.06174). The gradients are the same, bit for bit.
@@ -107,7 +108,10 @@ impl<F: Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync> CustomOp2 for Reco
             Var::from_tensor(&x.detach())?,
             Var::from_tensor(&c.detach())?,
         );
-        let out = (self.f)(x.as_tensor(), c.as_tensor())?;
+        let (out, tape) = Tape::of(&x, &c, &self.f)?;
+        if let Some(tape) = tape {
+            return tape.backward(&x, &c, &out, dout);
+        }
         // d/dx ⟨f(x, c), dout⟩ is dout through f's own backward.
         let mut found = (out * dout)?.sum_all()?.backward()?;
         let own = (found.remove(x.as_tensor()), found.remove(c.as_tensor()));

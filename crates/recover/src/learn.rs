@@ -1,11 +1,11 @@
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use tinyfusion_core::{BlockStack, Error, Result, Selection, StateDict, StepRng, stream};
 use tinyfusion_diffusion::Objective;
 use tinyfusion_train::{LrSchedule, ParamGroup, Progress, RunDir, StepLoss, Stop, TrainStep, fit};
 
-use crate::{Drawn, LearnConfig, MaskedStack, Teacher};
+use crate::{Candidates, Drawn, LearnConfig, MaskedStack, Teacher};
 
 /// Where a run happens and who can watch and stop it.
 #[derive(Debug, Clone, Copy)]
@@ -103,13 +103,21 @@ struct LearnStep<'a, S, O, F> {
     batches: Mutex<F>,
 }
 
+/// What a step draws.
+struct StepDraw<D> {
+    drawn: Drawn<D>,
+    /// By the logits of the step, which all its micro-batches share: the first of them asks for all, so that a GPU is
+    /// waited for once in a step.
+    candidates: OnceLock<Candidates>,
+}
+
 impl<S, O, F> TrainStep for LearnStep<'_, S, O, F>
 where
     S: BlockStack + Sync,
     O: Objective<S> + Sync,
     F: FnMut(u64) -> Result<O::Batch> + Send,
 {
-    type Batch = Drawn<O::Draw>;
+    type Batch = StepDraw<O::Draw>;
 
     fn draw(&self, step: u64) -> Result<Self::Batch> {
         let LearnConfig { seed, fit, .. } = self.config;
@@ -120,7 +128,7 @@ where
                 .map_err(|_| Error::run("reading a batch panicked before"))?;
             batches(step)?
         };
-        Ok(Drawn {
+        let drawn = Drawn {
             draw: self
                 .objective
                 .draw(&batch, &mut StepRng::new(*seed, step, stream::DRAW))?,
@@ -130,13 +138,26 @@ where
                 .sampler()
                 .draw_noise(*seed, step, fit.batch_size)?,
             temperature: self.config.temperature(step),
+        };
+        Ok(StepDraw {
+            drawn,
+            candidates: OnceLock::new(),
         })
     }
 
-    fn loss(&self, drawn: &Self::Batch, rows: Range<usize>) -> Result<StepLoss> {
+    fn loss(&self, batch: &Self::Batch, rows: Range<usize>) -> Result<StepLoss> {
+        let StepDraw { drawn, candidates } = batch;
+        let candidates = match candidates.get() {
+            Some(known) => known,
+            None => {
+                // Two lanes may get here at once, with the same answer.
+                let asked = self.masked.candidates(drawn)?;
+                candidates.get_or_init(|| asked)
+            }
+        };
         let loss = self
             .masked
-            .losses(self.objective, drawn, rows)?
+            .losses(self.objective, drawn, candidates, rows)?
             .mean_all()?;
         Ok(StepLoss {
             loss,

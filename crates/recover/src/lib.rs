@@ -12,7 +12,7 @@ pub mod width;
 
 pub use config::{Blend, DeltaW, LearnConfig, LoraLayers};
 pub use learn::{Learned, RunContext, learn};
-pub use masked::{Drawn, MaskedStack, Teacher, Variables};
+pub use masked::{Candidates, Drawn, MaskedStack, Teacher, Variables};
 
 pub use activations::{Activations, Beyond, activations};
 pub use held_out::{LossEstimate, held_out_loss};

@@ -3,7 +3,7 @@ use std::ops::Range;
 use candle_core::{Device, Tensor, Var};
 use tinyfusion_core::{BlockStack, Plan, Result, StateDict, run, run_exact};
 use tinyfusion_diffusion::Objective;
-use tinyfusion_mask::{MaskSampler, Temperature};
+use tinyfusion_mask::{MaskSampler, Sampled, Temperature};
 
 use crate::delta::trainable;
 use crate::{Blend, LearnConfig};
@@ -38,6 +38,18 @@ pub struct Drawn<D> {
     pub noise: Vec<Tensor>,
     /// τ and scale of the step.
     pub temperature: Temperature,
+}
+
+/// Which candidate each group's mask is, for every sample of a step.
+#[derive(Debug, Clone)]
+pub struct Candidates(Vec<Vec<u32>>);
+
+impl Candidates {
+    /// Those of some samples, per group.
+    fn rows(&self, rows: &Range<usize>) -> Vec<Vec<u32>> {
+        let of = |group: &Vec<u32>| group.get(rows.clone()).unwrap_or_default().to_vec();
+        self.0.iter().map(of).collect()
+    }
 }
 
 /// A network whose depth is random: every forward samples one mask per sample and blends the blocks
@@ -99,8 +111,15 @@ impl<S: BlockStack> MaskedStack<S> {
         noise: &[Tensor],
         temperature: Temperature,
     ) -> Result<Tensor> {
-        let mask = self.sampler.sample(&self.logits, noise, temperature)?.mask; // (B, depth)
-        let plan = Plan::blend(&mask)?;
+        self.blended(
+            input,
+            self.sampler.sample(&self.logits, noise, temperature)?,
+        )
+    }
+
+    /// The network's output for `input` with the masks `sampled`.
+    fn blended(&self, input: &S::Input, sampled: Sampled) -> Result<Tensor> {
+        let plan = Plan::blend_known(&sampled.mask, sampled.kept)?;
         let trace = match self.blend {
             Blend::Exact => run_exact(&self.net, &self.untracked, input, &plan)?,
             Blend::Plain => run(&self.net, input, &plan)?,
@@ -108,11 +127,23 @@ impl<S: BlockStack> MaskedStack<S> {
         Ok(trace.output)
     }
 
-    /// The objective's loss (R,) of the samples `rows` of a draw, with its graph to the variables.
+    /// The candidates that a step draws for its masks, per group and sample. A GPU is waited for here, and not again by
+    /// [`losses`](Self::losses) of all parts of the draw.
+    pub fn candidates<D>(&self, drawn: &Drawn<D>) -> Result<Candidates> {
+        let Drawn {
+            noise, temperature, ..
+        } = drawn;
+        let drawn = self.sampler.draw(&self.logits, noise, *temperature)?;
+        Ok(Candidates(drawn))
+    }
+
+    /// The objective's loss (R,) of the samples `rows` of a draw, with its graph to the variables. `candidates` are those
+    /// of the whole draw by the logits as they are.
     pub fn losses<O: Objective<S>>(
         &self,
         objective: &O,
         drawn: &Drawn<O::Draw>,
+        candidates: &Candidates,
         rows: Range<usize>,
     ) -> Result<Tensor> {
         let draw = objective.rows(&drawn.draw, rows.start, rows.len())?;
@@ -121,7 +152,11 @@ impl<S: BlockStack> MaskedStack<S> {
             .iter()
             .map(|n| n.narrow(0, rows.start, rows.len())) // (R, K)
             .collect::<candle_core::Result<Vec<_>>>()?;
-        let output = self.output(&objective.input(&draw)?, &noise, drawn.temperature)?;
+        let index = candidates.rows(&rows); // too few of another draw are an error of the sampler
+        let sampled = self
+            .sampler
+            .sample_drawn(&self.logits, &noise, drawn.temperature, index)?;
+        let output = self.blended(&objective.input(&draw)?, sampled)?;
         objective.loss(&objective.predict(&self.net, output, &draw)?, &draw)
     }
 }

@@ -167,9 +167,10 @@ impl TrainStep for Injected<'_> {
     }
 
     fn loss(&self, drawn: &Self::Batch, rows: Range<usize>) -> Result<StepLoss> {
+        let candidates = self.masked.candidates(drawn)?;
         let loss = self
             .masked
-            .losses(&self.fixture.objective, drawn, rows)?
+            .losses(&self.fixture.objective, drawn, &candidates, rows)?
             .mean_all()?;
         Ok(StepLoss {
             loss,
@@ -226,7 +227,10 @@ fn check(f: &Fixture, case: &str, part: &str, config: &LearnConfig) {
     golden.close(&key("vb"), &vb.unwrap());
     golden.close(&key("loss"), &loss);
     let all = 0..f.draw.t.len();
-    let loss = masked.losses(&f.objective, &drawn, all.clone()).unwrap();
+    let candidates = masked.candidates(&drawn).unwrap();
+    let loss = masked
+        .losses(&f.objective, &drawn, &candidates, all.clone())
+        .unwrap();
     golden.close(&key("loss"), &loss);
     golden.close(&key("loss_mean"), &loss.mean_all().unwrap());
 

@@ -9,7 +9,7 @@ use tinyfusion_nn::update::AdamW;
 
 use crate::gradients::{BatchGradients, Clipped, Workers};
 use crate::group::check_groups;
-use crate::pending::Pending;
+use crate::pending::{HOPELESS, Pending};
 use crate::run_dir::{HISTORY, METRICS, State};
 use crate::scaling::ramped;
 use crate::{ParamGroup, Progress, RunDir, Stop};
@@ -169,9 +169,6 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-/// Skipped steps in a row after which a run is lost.
-const HOPELESS: u64 = 50;
-
 /// Share of skipped steps above which a finished run has failed: what it leaves was hardly trained.
 const MOST_SKIPPED: f64 = 0.5;
 
@@ -236,7 +233,7 @@ pub fn fit<T: TrainStep>(
                 state.skipped_in_a_row = 0;
                 true
             }
-            // A scale that is NaN there writes nothing; how often it was is asked when a line is due.
+            // A scale that is NaN there writes nothing; how often it was is asked later.
             Clipped::There { scale, .. } => {
                 pending.note(scale)?;
                 true
@@ -276,7 +273,7 @@ pub fn fit<T: TrainStep>(
         let (last, asked) = (state.step == config.steps, stop.requested());
         let log = state.step.is_multiple_of(config.log_every) || last;
         let save = state.step.is_multiple_of(config.checkpoint_every) || last || asked;
-        if log || save {
+        if log || save || pending.may_be_hopeless() {
             pending.settle(&mut state)?;
         }
         if log {

@@ -179,7 +179,8 @@ fn lane<'a, T: TrainStep>(
                 return Ok(None);
             }
             let share = rows.len() as f64 / total;
-            let StepLoss { loss, scalars } = step.loss(batch, rows.clone())?;
+            let StepLoss { loss, scalars } =
+                Gradients::recording(|| step.loss(batch, rows.clone()))?;
             let value = loss.detach();
             sums.backward(&(loss * share)?)?;
             Ok(Some(Part {

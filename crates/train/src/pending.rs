@@ -3,11 +3,14 @@ use tinyfusion_core::Result;
 
 use crate::run_dir::State;
 
+/// Skipped steps in a row after which a run is lost.
+pub(crate) const HOPELESS: u64 = 50;
+
 /// Steps of a GPU of which the host does not know yet whether they were skipped.
 ///
 /// Asking would wait for the GPU at every step. So their number is added up there, and until it is asked for, when a line of
-/// the log or a checkpoint is due, every step counts as an update: the bias corrections of AdamW are those of up to
-/// `log_every` updates too many for so long.
+/// the log or a checkpoint is due or so many wait that the run may be lost, every step counts as an update: the bias
+/// corrections of AdamW are those of up to [`HOPELESS`] updates too many for so long.
 #[derive(Default)]
 pub(crate) struct Pending {
     /// How many were skipped: an f32 scalar on the GPU.
@@ -25,6 +28,11 @@ impl Pending {
         });
         self.steps += 1;
         Ok(())
+    }
+
+    /// Whether the steps that wait would be too many if all were skipped.
+    pub(crate) fn may_be_hopeless(&self) -> bool {
+        self.steps >= HOPELESS
     }
 
     /// Puts into `state` what was skipped, and begins anew.
@@ -86,5 +94,26 @@ mod tests {
         pending.note(&scale(1.0)).unwrap();
         pending.settle(&mut state).unwrap();
         assert_eq!((state.skipped, state.skipped_in_a_row), (5, 0));
+    }
+
+    /// However seldom a line is due.
+    #[test]
+    fn a_run_that_skips_every_step_is_found_out() {
+        let scale = Tensor::new(f32::NAN, &Device::Cpu).unwrap();
+        let (mut state, mut pending) = (State::default(), Pending::default());
+        let mut steps = 0;
+        while state.skipped_in_a_row < HOPELESS {
+            assert!(steps < HOPELESS, "{steps} steps were skipped");
+            pending.note(&scale).unwrap();
+            (state.updates, steps) = (state.updates + 1, steps + 1);
+            if pending.may_be_hopeless() {
+                pending.settle(&mut state).unwrap();
+            }
+        }
+        assert_eq!(
+            (steps, state.updates, state.skipped),
+            (HOPELESS, 0, HOPELESS)
+        );
+        assert!(!pending.may_be_hopeless());
     }
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Build the CUDA emulator: build.py [DIR] [--races PROGRAM ARGUMENT...]
 
-Makes libcuda.so.1, libcublas.so.13 and libcurand.so.10 in DIR (target/cuda/emulator), and in DIR/kernels one
-shared library for each kernel source of candle and of this workspace. Only what has changed is made again.
+Makes libcuda.so.1, libcublas.so.13, libcublasLt.so.13 and libcurand.so.10 in DIR (target/cuda/emulator), and in
+DIR/kernels one shared library for each kernel source of candle and of this workspace. Only what has changed is made again.
 Prints the line that makes a program built with `--features cuda` use it:
 
     eval "$(python3 xtask/cuda/emulator/build.py)"
@@ -33,6 +33,7 @@ LIBRARIES = {
     "libcuda.so.1": ["engine", "races", "modules", "memory", "pool", "faults", "statistics", "launch", "driver",
                      "driver_memory"],
     "libcublas.so.13": ["cublas", "gemm"],
+    "libcublasLt.so.13": ["cublaslt", "gemm"],
     "libcurand.so.10": ["curand"],
 }
 # Sources of candle that nothing here runs: quantised weights.

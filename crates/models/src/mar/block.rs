@@ -69,20 +69,19 @@ impl Block {
         drop: Option<&BlockDropout>,
         dtype: DType,
     ) -> Result<Tensor> {
-        let normed = self.norm1.forward(x)?.to_dtype(dtype)?; // (B, T, D)
+        let normed = self.norm1.forward_in(x, dtype)?; // (B, T, D)
         let qkv = self.qkv.forward(&normed)?; // (B, T, 3·inner)
         let attn = match drop {
             None => attention(&qkv, self.heads)?, // (B, T, inner)
             Some(drop) => attention_dropped(&qkv, self.heads, &drop.attn)?,
         };
         let attn = dropped(self.proj.forward(&attn)?, drop.map(|d| &d.proj))?; // (B, T, D)
-        let x = (x + attn.to_dtype(x.dtype())?)?;
-        let normed = self.norm2.forward(&x)?.to_dtype(dtype)?; // (B, T, D)
+        let x = ops::residual(x, &attn)?; // (B, T, D)
+        let normed = self.norm2.forward_in(&x, dtype)?; // (B, T, D)
         let hidden = self.fc1.forward_gelu_erf(&normed)?; // (B, T, hidden)
         let hidden = dropped(hidden, drop.map(|d| &d.hidden))?;
         let mlp = dropped(self.fc2.forward(&hidden)?, drop.map(|d| &d.mlp))?; // (B, T, D)
-        let mlp = mlp.to_dtype(x.dtype())?;
-        Ok((x + mlp)?)
+        Ok(ops::residual(&x, &mlp)?)
     }
 }
 

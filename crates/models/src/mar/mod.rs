@@ -9,10 +9,10 @@ pub use config::MarConfig;
 use block::{Block, BlockDropout, TokenMlp};
 use candle_core::{DType, Tensor};
 use tinyfusion_core::{
-    BlockLayout, BlockStack, Error, Result, Rows, StateDict, TokenDenoiser, TokenQuery,
+    BlockLayout, BlockStack, Error, Parts, Result, Rows, StateDict, TokenDenoiser, TokenQuery,
 };
 use tinyfusion_nn::layers::{LayerNorm, Linear};
-use tinyfusion_nn::{Scope, recompute};
+use tinyfusion_nn::{Scope, ops, recompute, record};
 
 /// LayerNorm's ε throughout MAR.
 const EPS: f64 = 1e-6;
@@ -273,22 +273,29 @@ impl BlockStack for Mar {
             None => None,
             Some(seeds) => Some(BlockDropout::new(seeds, i, attn_dropout, proj_dropout)?),
         };
-        let block = &self.blocks[i];
-        if !self.recomputing {
-            return block.forward(h, drop.as_ref(), self.dtype);
-        }
-        let block = block.clone(); // its tensors are shared
+        let block = self.blocks[i].clone(); // its tensors are shared
         let dtype = self.dtype;
-        let again = move |h: &Tensor, _: &Tensor| Ok(block.forward(h, drop.as_ref(), dtype)?);
+        let forward = move |h: &Tensor, _: &Tensor| Ok(block.forward(h, drop.as_ref(), dtype)?);
         // A block of MAR is told nothing but its input.
+        if !self.recomputing {
+            return Ok(record(h, h, forward)?);
+        }
         let nothing = Tensor::zeros(1, h.dtype(), h.device())?;
-        Ok(recompute(h, &nothing, again)?)
+        Ok(recompute(h, &nothing, forward)?)
+    }
+
+    fn pick(&self, h: &Tensor, index: &Tensor) -> Result<Tensor> {
+        ops::pick(h, index)
+    }
+
+    fn join(&self, parts: &Parts<'_>) -> Result<Tensor> {
+        ops::join(parts)
     }
 
     /// From the encoder's (B, buffer + V, E) to the decoder's (B, buffer + L, D): the mask token stands where a token
     /// is hidden.
     fn bridge(&self, _into: usize, h: &Tensor, cond: &MarCond) -> Result<Tensor> {
-        let h = self.encoder_norm.forward(h)?.to_dtype(self.dtype)?; // (B, buffer + V, E)
+        let h = self.encoder_norm.forward_in(h, self.dtype)?; // (B, buffer + V, E)
         let h = self.decoder_embed.forward(&h)?.to_dtype(DType::F32)?; // (B, buffer + V, D)
         let (b, t, d) = h.dims3()?;
         let mask_token = self.mask_token.to_dtype(DType::F32)?.unsqueeze(0)?; // (1, 1, D)

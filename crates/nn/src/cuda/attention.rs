@@ -65,7 +65,7 @@ impl Kernels {
     }
 
     fn name(self, what: &str) -> Result<String> {
-        typed(&format!("{what}_{}", self.widest), self.dtype)
+        typed(&format!("{what}_{}", self.widest), &[self.dtype])
     }
 }
 
@@ -204,7 +204,7 @@ pub(crate) fn backward(
                 Arg::count(shape.e)?,
                 Arg::count(problem.rows())?,
             ];
-            let name = typed("attention_delta", x.dtype())?;
+            let name = typed("attention_delta", &[x.dtype()])?;
             launch(x.device(), problem.kernels.module(), &name, Grid::warps(problem.rows()), args)?;
             let mut dqkv = unwritten(x.device(), 3 * problem.rows() * shape.e, x.dtype())?;
             for (what, columns) in [

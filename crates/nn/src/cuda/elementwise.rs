@@ -1,10 +1,11 @@
-use candle_core::{CudaStorage, Result, Tensor};
+use candle_core::{CudaStorage, DType, Result, Tensor};
 
 use super::{
     Arg, Grid, Module, View, keys, launch, module, on_gpu, sums, tensor, typed, unwritten, zeros,
 };
 use crate::kernels::dropout::Drop;
 use crate::kernels::elementwise::{Act, Chunks};
+use crate::kernels::matmul::Into;
 
 static ELEMENTWISE: Module = module!("elementwise");
 
@@ -19,7 +20,7 @@ fn number(act: Option<Act>) -> Arg<'static> {
 }
 
 fn run(like: View<'_>, name: &str, grid: Grid, args: Vec<Arg<'_>>) -> Result<()> {
-    let name = typed(name, like.dtype())?;
+    let name = typed(name, &[like.dtype()])?;
     launch(like.device(), &ELEMENTWISE, &name, grid, args)
 }
 
@@ -127,15 +128,16 @@ pub(crate) struct Gate {
     pub(crate) d: usize,
 }
 
-/// x + gate·y, or gate·y, for `rows` rows.
+/// x + gate·y, or gate·y, for `rows` rows, in `dtype`, which x has too.
 pub(crate) fn gated(
     x: Option<View<'_>>,
     y: View<'_>,
     m: View<'_>,
     rows: usize,
     gate: Gate,
+    dtype: DType,
 ) -> Result<CudaStorage> {
-    let mut out = unwritten(y.device(), rows * gate.d, y.dtype())?;
+    let mut out = unwritten(y.device(), rows * gate.d, dtype)?;
     let mut args = vec![
         x.map_or(Arg::Null, Arg::In),
         Arg::In(y),
@@ -145,7 +147,14 @@ pub(crate) fn gated(
     for count in [rows, gate.t, gate.d, gate.width, gate.at] {
         args.push(Arg::count(count)?);
     }
-    run(y, "gated", Grid::matrix(rows, gate.d), args)?;
+    let name = typed("gated", &[dtype, y.dtype(), m.dtype()])?;
+    launch(
+        y.device(),
+        &ELEMENTWISE,
+        &name,
+        Grid::matrix(rows, gate.d),
+        args,
+    )?;
     Ok(out)
 }
 
@@ -160,21 +169,26 @@ pub(crate) fn gated_backward(
     let groups = rows / gate.t;
     let dy = match y.track_op() {
         true => {
-            let dy = on_gpu!(dout => dout, m => ms; gated(None, dout, ms, rows, gate)?);
+            let dy = on_gpu!(dout => dout, m => ms; gated(None, dout, ms, rows, gate, y.dtype())?);
             Some(tensor(dy, y.shape()))
         }
         false => None,
     };
     let dm = match m.track_op() {
         true => {
-            let rows = sums::Rows {
+            let over = sums::Rows {
                 groups,
                 t: gate.t,
                 d: gate.d,
             };
+            let place = sums::Place {
+                stride: gate.width,
+                at: [gate.at; 2],
+                into: Into::Overwrite,
+            };
             let dm = on_gpu!(dout => dout, y => ys; {
-                let mut dm = zeros(ys.device(), groups * gate.width, ys.dtype())?;
-                sums::products(dout, ys, rows)?.write(&mut dm, gate.width, [gate.at; 2])?;
+                let mut dm = zeros(ys.device(), groups * gate.width, m.dtype())?;
+                sums::products(dout, ys, over)?.write(&mut dm, 0, place)?;
                 dm
             });
             Some(tensor(dm, m.shape()))
@@ -182,6 +196,15 @@ pub(crate) fn gated_backward(
         false => None,
     };
     Ok((dy, dm))
+}
+
+/// x + y in the type of x; n values.
+pub(crate) fn residual(x: View<'_>, y: View<'_>, n: usize) -> Result<CudaStorage> {
+    let mut out = unwritten(x.device(), n, x.dtype())?;
+    let args = vec![Arg::In(x), Arg::In(y), Arg::out(&mut out), Arg::Size(n)];
+    let name = typed("residual", &[x.dtype(), y.dtype()])?;
+    launch(x.device(), &ELEMENTWISE, &name, Grid::flat(n), args)?;
+    Ok(out)
 }
 
 /// x with its values dropped by their samples' keys; n values.

@@ -2,11 +2,16 @@
 //! kernel and the composition.
 
 pub(crate) mod attention;
+pub(crate) mod blend;
 pub(crate) mod elementwise;
 pub(crate) mod linear;
+pub(crate) mod lora;
+mod lt;
 pub(crate) mod norm;
+mod product;
 mod sums;
 pub(crate) mod update;
+mod weights;
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{
@@ -283,6 +288,7 @@ fn pointer<'a>(storage: &'a CudaStorage, stream: &'a CudaStream) -> Result<(u64,
         S::BF16(slice) => slice.device_ptr(stream),
         S::F64(slice) => slice.device_ptr(stream),
         S::I64(slice) => slice.device_ptr(stream),
+        S::U32(slice) => slice.device_ptr(stream),
         _ => bail!("no kernel reads {:?}", storage.dtype()),
     })
 }
@@ -304,13 +310,17 @@ fn pointer_mut<'a>(
     })
 }
 
-/// `name` for values of this type, as the sources export it.
-fn typed(name: &str, dtype: DType) -> Result<String> {
-    match dtype {
-        DType::F32 => Ok(format!("{name}_f32")),
-        DType::BF16 => Ok(format!("{name}_bf16")),
-        other => bail!("{name}: there are kernels for f32 and bf16, found {other:?}"),
+/// `name` for values of these types, as the sources export it.
+fn typed(name: &str, dtypes: &[DType]) -> Result<String> {
+    let mut full = name.to_string();
+    for dtype in dtypes {
+        full += match dtype {
+            DType::F32 => "_f32",
+            DType::BF16 => "_bf16",
+            other => bail!("{name}: there are kernels for f32 and bf16, found {other:?}"),
+        };
     }
+    Ok(full)
 }
 
 /// Memory for `n` values, every one of which a kernel writes before any is read.

@@ -1,5 +1,7 @@
 use candle_core::{CudaStorage, DType, Result, Tensor};
 
+use crate::kernels::matmul::Into;
+
 use super::{
     Arg, Grid, Module, View, launch, module, on_gpu, sums, tensor, typed, unwritten, zeros,
 };
@@ -33,23 +35,29 @@ impl Rows {
         Ok(())
     }
 
-    fn launch(self, name: &str, like: View<'_>, mut args: Vec<Arg<'_>>) -> Result<()> {
+    fn launch(
+        self,
+        name: &str,
+        (x, scale, y): (View<'_>, View<'_>, DType),
+        mut args: Vec<Arg<'_>>,
+    ) -> Result<()> {
         self.push(&mut args)?;
-        let name = typed(name, like.dtype())?;
-        launch(like.device(), &NORM, &name, Grid::warps(self.rows), args)
+        let name = typed(name, &[x.dtype(), scale.dtype(), y])?;
+        launch(x.device(), &NORM, &name, Grid::warps(self.rows), args)
     }
 }
 
-/// LayerNorm of every row of x, scaled and shifted.
+/// LayerNorm of every row of x, scaled and shifted, in `dtype`.
 pub(crate) fn layer_norm(
     x: View<'_>,
     scale: View<'_>,
     shift: View<'_>,
     rows: Rows,
+    dtype: DType,
 ) -> Result<CudaStorage> {
-    let mut y = unwritten(x.device(), rows.rows * rows.d, x.dtype())?;
+    let mut y = unwritten(x.device(), rows.rows * rows.d, dtype)?;
     let args = vec![Arg::In(x), Arg::In(scale), Arg::In(shift), Arg::out(&mut y)];
-    rows.launch("layer_norm", x, args)?;
+    rows.launch("layer_norm", (x, scale, dtype), args)?;
     Ok(y)
 }
 
@@ -73,7 +81,7 @@ fn backward(
         Arg::out_or_null(dx.as_mut()),
         Arg::out(&mut stats),
     ];
-    rows.launch("layer_norm_backward", x, args)?;
+    rows.launch("layer_norm_backward", (x, scale, dy.dtype()), args)?;
     Ok((dx, stats))
 }
 
@@ -92,8 +100,9 @@ pub(crate) fn modulated_backward(
         let dm = match m.track_op() {
             true => {
                 let over = sums::Rows { groups, t: rows.t, d: rows.d };
-                let mut dm = zeros(xs.device(), groups * rows.stride, xs.dtype())?;
-                sums::norm(dy, xs, View::whole(&stats), over)?.write(&mut dm, rows.stride, [scale, shift])?;
+                let place = sums::Place { stride: rows.stride, at: [scale, shift], into: Into::Overwrite };
+                let mut dm = zeros(xs.device(), groups * rows.stride, m.dtype())?;
+                sums::norm(dy, xs, View::whole(&stats), over)?.write(&mut dm, 0, place)?;
                 Some(dm)
             }
             false => None,
@@ -120,8 +129,9 @@ pub(crate) fn affine_backward(
         let sums = match weight.track_op() || bias.track_op() {
             true => {
                 let over = sums::Rows { groups: 1, t: rows.rows, d };
-                let mut sums = unwritten(xs.device(), 2 * d, xs.dtype())?;
-                sums::norm(dy, xs, View::whole(&stats), over)?.write(&mut sums, 2 * d, [0, d])?;
+                let place = sums::Place { stride: 2 * d, at: [0, d], into: Into::Overwrite };
+                let mut sums = unwritten(xs.device(), 2 * d, weight.dtype())?;
+                sums::norm(dy, xs, View::whole(&stats), over)?.write(&mut sums, 0, place)?;
                 Some(tensor(sums, (2, d)))
             }
             false => None,

@@ -1,44 +1,11 @@
-use std::cell::Cell;
+use candle_core::{DType, Result, Tensor, bail};
 
-use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp1, Layout, Result, Tensor, bail};
-
+use super::weights::mutate;
 use super::{Arg, Grid, Module, View, launch, module, on_gpu, tensor, unwritten};
+use crate::kernels::matmul::Into;
 use crate::update::{Parameter, Pass, Scale};
 
 static UPDATE: Module = module!("update");
-
-/// Gives `change` a contiguous f32 tensor on a GPU, as its storage and the place of its first value, to be changed in
-/// place.
-fn mutate(
-    tensor: &Tensor,
-    change: impl FnOnce(&mut CudaStorage, usize) -> Result<()>,
-) -> Result<()> {
-    tensor.inplace_op1(&Mutate(Cell::new(Some(change))))
-}
-
-struct Mutate<F>(Cell<Option<F>>);
-
-impl<F: FnOnce(&mut CudaStorage, usize) -> Result<()>> InplaceOp1 for Mutate<F> {
-    fn name(&self) -> &'static str {
-        "mutate on a GPU"
-    }
-
-    fn cpu_fwd(&self, _: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        bail!(
-            "mutate on a GPU: found a tensor {:?} on the CPU",
-            layout.dims()
-        )
-    }
-
-    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
-        match (layout.contiguous_offsets(), self.0.take()) {
-            (Some((start, _)), Some(change)) if storage.as_cuda_slice::<f32>().is_ok() => {
-                change(storage, start)
-            }
-            _ => bail!("values are changed in place only in a contiguous f32 tensor"),
-        }
-    }
-}
 
 /// One AdamW step of a parameter, its moments and its average, in one pass.
 pub(crate) fn adamw(at: &Parameter, grad: &Tensor, scale: &Scale, pass: &Pass) -> Result<()> {
@@ -155,5 +122,25 @@ pub(crate) fn clip(partial: &Tensor, loss: &Tensor, clip: Option<f64>) -> Result
         ];
         launch(sums.device(), &UPDATE, "clip_f32", Grid::threads([1, 1, 1], 256), args)?;
         Ok((tensor(norm, ()), tensor(scale, ())))
+    })
+}
+
+/// sum ← x, or sum ← sum + x, in place.
+pub(crate) fn accumulate(sum: &Tensor, x: &Tensor, into: Into) -> Result<()> {
+    let n = sum.elem_count();
+    if x.dtype() != DType::F32 || x.elem_count() != n {
+        bail!(
+            "a gradient {:?} of type {:?} for a sum {:?} in f32",
+            x.dims(),
+            x.dtype(),
+            sum.dims()
+        );
+    }
+    mutate(sum, |sum, from| {
+        on_gpu!(x => x; {
+            let add = Arg::U32(u32::from(into == Into::Accumulate));
+            let args = vec![Arg::Out(sum, from), Arg::In(x), add, Arg::Size(n)];
+            launch(x.device(), &UPDATE, "accumulate_f32", Grid::flat(n), args)
+        })
     })
 }

@@ -125,6 +125,20 @@ pub(crate) fn act_backward(kind: Act, x: &[f32], dy: &[f32]) -> Vec<f32> {
     dx
 }
 
+/// x + y.
+pub(crate) fn add(x: &[f32], y: &[f32]) -> Vec<f32> {
+    let mut out = unwritten(x.len());
+    out.par_chunks_mut(GRAIN)
+        .zip(x.par_chunks(GRAIN))
+        .zip(y.par_chunks(GRAIN))
+        .for_each(|((out, x), y)| {
+            for i in 0..x.len() {
+                out[i] = x[i] + y[i];
+            }
+        });
+    out
+}
+
 /// Every row of a (rows, cols) matrix set to `bias`.
 pub(crate) fn broadcast_rows(bias: &[f32], rows: usize) -> Vec<f32> {
     let cols = bias.len();

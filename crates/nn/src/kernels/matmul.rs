@@ -58,7 +58,7 @@ impl<'a> Mat<'a> {
 }
 
 /// What becomes of the values already in the destination.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Into {
     /// dst = β·A·B
     Overwrite,

@@ -1,4 +1,4 @@
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use tinyfusion_core::Result;
 
 use crate::{Scope, ops};
@@ -23,6 +23,12 @@ impl LayerNorm {
 
     /// (…, D) → (…, D).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::layer_norm(x, &self.weight, &self.bias, self.eps)?)
+        self.forward_in(x, x.dtype())
+    }
+
+    /// (…, D) → (…, D) in `dtype`.
+    pub fn forward_in(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
+        let Self { weight, bias, eps } = self;
+        Ok(ops::layer_norm_in(x, weight, bias, *eps, dtype)?)
     }
 }

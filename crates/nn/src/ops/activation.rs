@@ -6,11 +6,12 @@ use super::{host, is_fused, tensor, values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::kernels::elementwise::{Act, act, act_backward};
+use crate::tape::apply1;
 
 /// GELU in its tanh form, 0.5·x·(1 + tanh(√(2/π)(x + 0.044715x³))); any shape.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     if is_fused(&[x]) {
-        x.contiguous()?.apply_op1(Activation(Act::GeluTanh))
+        apply1(&x.contiguous()?, Activation(Act::GeluTanh))
     } else {
         x.gelu()
     }
@@ -19,7 +20,7 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
 /// Exact GELU, x·Φ(x) with the normal distribution function Φ (Hendrycks & Gimpel 2016, arXiv 1606.08415); any shape.
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
     if is_fused(&[x]) {
-        x.contiguous()?.apply_op1(Activation(Act::GeluErf))
+        apply1(&x.contiguous()?, Activation(Act::GeluErf))
     } else {
         x.gelu_erf()
     }
@@ -28,7 +29,7 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 /// SiLU, x·σ(x); any shape.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     if is_fused(&[x]) {
-        x.contiguous()?.apply_op1(Activation(Act::Silu))
+        apply1(&x.contiguous()?, Activation(Act::Silu))
     } else {
         x.silu()
     }

@@ -9,6 +9,7 @@ use super::{Dropout, host, is_fused, tensor, values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::kernels::attention as kernel;
+use crate::tape::apply1;
 
 /// softmax(q·kᵀ/√E)·v per head: packed qkv (B, T, 3·D), in timm's order (3, heads, E), → (B, T, D).
 ///
@@ -40,12 +41,13 @@ fn attention_with(qkv: &Tensor, heads: usize, dropout: Option<&Dropout>) -> Resu
         heads,
         e: width / 3 / heads,
     };
-    qkv.contiguous()?.apply_op1(Attention {
+    let op = Attention {
         shape,
         dropout: dropout.cloned(),
         #[cfg(feature = "cuda")]
         lse: Mutex::default(),
-    })
+    };
+    apply1(&qkv.contiguous()?, op)
 }
 
 /// Whether there is a kernel for heads of `e` values: on a GPU up to 128 of them.

@@ -8,6 +8,7 @@ use super::{host, is_fused, tensor, values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::kernels::dropout::{Drop, dropout as forward, mix};
+use crate::tape::apply1;
 
 /// Dropout at one place of a network (Srivastava et al. 2014): every value is 0 with probability `rate`, the others
 /// are multiplied by 1/(1 − rate).
@@ -75,7 +76,7 @@ pub fn dropout(x: &Tensor, dropout: &Dropout) -> Result<Tensor> {
     if !is_fused(&[x]) {
         return x * dropout.factors(x.dims(), x)?;
     }
-    x.contiguous()?.apply_op1(Op(dropout.clone()))
+    apply1(&x.contiguous()?, Op(dropout.clone()))
 }
 
 struct Op(Dropout);

@@ -1,11 +1,12 @@
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaStorage, backend::BackendStorage};
 
-use super::{host, is_fused, tensor, values};
+use super::{host, is_fused_with, tensor, values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::kernels::elementwise::{gated_residual as forward, gated_residual_backward};
+use crate::tape::apply3;
 
 /// x + gate·y for x, y (B, T, D), where the gate of sample b is chunk `chunk` of row b of
 /// `modulation` (B, k·D).
@@ -25,17 +26,21 @@ pub fn gated_residual(x: &Tensor, y: &Tensor, modulation: &Tensor, chunk: usize)
             modulation.dims()
         );
     }
-    if [y.dtype(), modulation.dtype()] != [x.dtype(); 2] {
-        let (y, modulation) = (y.to_dtype(x.dtype())?, modulation.to_dtype(x.dtype())?);
-        return gated_residual(x, &y, &modulation, chunk);
-    }
-    if !is_fused(&[x, y, modulation]) {
+    if !is_fused_with(x, &[y, modulation]) {
+        if [y.dtype(), modulation.dtype()] != [x.dtype(); 2] {
+            let (y, modulation) = (y.to_dtype(x.dtype())?, modulation.to_dtype(x.dtype())?);
+            return gated_residual(x, &y, &modulation, chunk);
+        }
         let gate = modulation.narrow(1, chunk * d, d)?.unsqueeze(1)?; // (B, 1, D)
         return x + y.broadcast_mul(&gate)?;
     }
     let op = GatedResidual { chunk, t, d };
-    x.contiguous()?
-        .apply_op3(&y.contiguous()?, &modulation.contiguous()?, op)
+    apply3(
+        &x.contiguous()?,
+        &y.contiguous()?,
+        &modulation.contiguous()?,
+        op,
+    )
 }
 
 struct GatedResidual {
@@ -87,12 +92,13 @@ impl CustomOp3 for GatedResidual {
         ml: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         let (b, width) = ml.shape().dims2()?;
+        let dtype = x.dtype();
         let (x, y, m) = (
             cuda::View::new(x, xl)?,
             cuda::View::new(y, yl)?,
             cuda::View::new(m, ml)?,
         );
-        let out = cuda::elementwise::gated(Some(x), y, m, b * self.t, self.gate(width))?;
+        let out = cuda::elementwise::gated(Some(x), y, m, b * self.t, self.gate(width), dtype)?;
         Ok((out, xl.shape().clone()))
     }
 

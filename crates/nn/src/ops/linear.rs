@@ -2,13 +2,16 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+#[cfg(feature = "cuda")]
+use super::is_fused_on_gpu;
 use super::lora::weight_gradient;
-use super::{host, is_fused, tensor, values};
+use super::{host, is_fused_on_cpu, tensor, values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::kernels::elementwise::{Act, act, act_backward, broadcast_rows, sum_rows};
 use crate::kernels::matmul::{Into, Mat, matmul};
 use crate::kernels::unwritten;
+use crate::tape::{apply2, apply3};
 
 /// y = x·Wᵀ + b for x (…, I), W (O, I), b (O,) → (…, O). W and b are rounded to x's type where theirs is another, so that
 /// f32 weights work on bf16 activations and get f32 gradients.
@@ -17,20 +20,20 @@ use crate::kernels::unwritten;
 /// (candle's own matmul always forms both.)
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     check(x, w, b)?;
+    #[cfg(feature = "cuda")]
+    if is_fused_on_gpu(x, &[Some(w), b]) {
+        return cuda::linear::linear(x, w, b, None);
+    }
     let w = &w.to_dtype(x.dtype())?;
     let b = b.map(|b| b.to_dtype(x.dtype())).transpose()?;
     let b = b.as_ref();
-    if !is_fused(&[x, w]) {
+    if !is_fused_on_cpu(&[x, w]) {
         return linear_composed(x, w, b);
-    }
-    #[cfg(feature = "cuda")]
-    if x.device().is_cuda() {
-        return cuda::linear::linear(x, w, b, None);
     }
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     match b {
-        Some(b) => x.apply_op3(&w, &b.contiguous()?, Linear),
-        None => x.apply_op2(&w, Linear),
+        Some(b) => apply3(&x, &w, &b.contiguous()?, Linear),
+        None => apply2(&x, &w, Linear),
     }
 }
 
@@ -47,20 +50,19 @@ pub fn linear_gelu_erf(x: &Tensor, w: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 fn activated(x: &Tensor, w: &Tensor, b: &Tensor, act: Act) -> Result<Tensor> {
     check(x, w, Some(b))?;
-    let (w, b) = (&w.to_dtype(x.dtype())?, &b.to_dtype(x.dtype())?);
-    if !is_fused(&[x, w, b]) {
-        return act_composed(&linear_composed(x, w, Some(b))?, act);
-    }
     #[cfg(feature = "cuda")]
-    if x.device().is_cuda() {
+    if is_fused_on_gpu(x, &[Some(w), Some(b)]) {
         return cuda::linear::linear(x, w, Some(b), Some(act));
+    }
+    let (w, b) = (&w.to_dtype(x.dtype())?, &b.to_dtype(x.dtype())?);
+    if !is_fused_on_cpu(&[x, w, b]) {
+        return act_composed(&linear_composed(x, w, Some(b))?, act);
     }
     let op = LinearGelu {
         act,
         pre: Mutex::new(Vec::new()),
     };
-    x.contiguous()?
-        .apply_op3(&w.contiguous()?, &b.contiguous()?, op)
+    apply3(&x.contiguous()?, &w.contiguous()?, &b.contiguous()?, op)
 }
 
 /// The same from candle's operations.
@@ -84,7 +86,7 @@ pub(super) fn act_composed(x: &Tensor, act: Act) -> Result<Tensor> {
 }
 
 /// (…, I) → (…, `last`).
-pub(super) fn with_last(dims: &[usize], last: usize) -> Shape {
+pub(crate) fn with_last(dims: &[usize], last: usize) -> Shape {
     let mut dims = dims.to_vec();
     if let Some(size) = dims.last_mut() {
         *size = last;

@@ -3,15 +3,16 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 #[cfg(feature = "cuda")]
-use super::linear::linear;
+use super::is_fused_on_gpu;
 use super::linear::{act_composed, check, linear_composed, with_last};
-#[cfg(feature = "cuda")]
-use super::{gelu_erf, gelu_tanh, silu};
 use super::{host, is_fused_on_cpu, tensor, values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::gradients::write_into_sum;
 use crate::kernels::elementwise::{Act, act, act_backward, broadcast_rows};
 use crate::kernels::matmul::{Into, Mat, matmul};
 use crate::kernels::unwritten;
+use crate::tape::apply3;
 
 /// A low-rank update of a linear layer: W + scale·B·A (Hu et al. 2021, arXiv 2106.09685).
 #[derive(Debug, Clone)]
@@ -26,10 +27,9 @@ pub struct LowRank {
 
 /// y = x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ for x (…, I), W (O, I), bias (O,) → (…, O), one operation.
 ///
-/// Fused on a CPU where W and bias are frozen, as they are under a low-rank update: then nothing of the size of the
-/// output but the output itself is made, and backward forms dX, dA and dB only. On a GPU it is made of
-/// [`linear`](super::linear())s, which form only what is tracked, too. All are rounded to x's type where theirs is
-/// another.
+/// Fused where W and bias are frozen, as they are under a low-rank update: then nothing of the size of the
+/// output but the output itself is made, and backward forms dX, dA and dB only. All are rounded to x's type where theirs
+/// is another.
 pub fn linear_low_rank(x: &Tensor, w: &Tensor, bias: &Tensor, update: &LowRank) -> Result<Tensor> {
     fused_or(x, w, bias, update, None)
 }
@@ -72,21 +72,15 @@ fn fused_or(
             w.dims()
         );
     }
+    let frozen = !w.track_op() && !bias.track_op();
+    #[cfg(feature = "cuda")]
+    if frozen && is_fused_on_gpu(x, &[Some(w), Some(bias), Some(a), Some(b)]) {
+        return cuda::lora::linear_low_rank(x, (w, bias), (a, b, *scale as f32), act);
+    }
     let in_type = |t: &Tensor| t.to_dtype(x.dtype());
     let (w, bias) = (&in_type(w)?, &in_type(bias)?);
     let (a, b) = (&in_type(a)?, &in_type(b)?);
-    #[cfg(feature = "cuda")]
-    if x.device().is_cuda() {
-        let low = linear(x, a, None)?; // (…, r)
-        let y = (linear(x, w, Some(bias))? + linear(&low, &(b * *scale)?, None)?)?; // (…, O)
-        return match act {
-            None => Ok(y),
-            Some(Act::GeluTanh) => gelu_tanh(&y),
-            Some(Act::GeluErf) => gelu_erf(&y),
-            Some(Act::Silu) => silu(&y),
-        };
-    }
-    if w.track_op() || bias.track_op() || !is_fused_on_cpu(&[x, w, bias, a, b]) {
+    if !frozen || !is_fused_on_cpu(&[x, w, bias, a, b]) {
         let y = (linear_composed(x, w, Some(bias))?
             + linear_composed(&linear_composed(x, a, None)?, &(b * *scale)?, None)?)?; // (…, O)
         return match act {
@@ -101,8 +95,7 @@ fn fused_or(
         act,
         kept: Mutex::default(),
     };
-    x.contiguous()?
-        .apply_op3(&a.contiguous()?, &b.contiguous()?, op)
+    apply3(&x.contiguous()?, &a.contiguous()?, &b.contiguous()?, op)
 }
 
 struct Op {

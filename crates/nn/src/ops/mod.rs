@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod blend;
 mod conv;
 mod dropout;
 mod gated;
@@ -14,17 +15,22 @@ mod linear;
 mod lora;
 mod modulate;
 mod norm;
+mod residual;
 
 pub use activation::{gelu_erf, gelu_tanh, silu};
 pub use attention::{attention, attention_dropped};
+pub use blend::{join, pick};
 pub use conv::{Conv2d, conv2d};
 pub use dropout::{Dropout, dropout};
 pub use gated::gated_residual;
 pub use group_norm::{group_norm, group_norm_silu};
+#[cfg(feature = "cuda")]
+pub(crate) use linear::with_last;
 pub use linear::{linear, linear_gelu, linear_gelu_erf};
 pub use lora::{LowRank, linear_low_rank, linear_low_rank_gelu, linear_low_rank_gelu_erf};
 pub use modulate::modulate;
-pub use norm::{layer_norm, layer_norm_modulate};
+pub use norm::{layer_norm, layer_norm_in, layer_norm_modulate};
+pub use residual::residual;
 
 use candle_core::{
     CpuStorage, DType, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
@@ -46,9 +52,30 @@ fn is_fused(tensors: &[&Tensor]) -> bool {
     known && tensors.iter().all(alike) && (device.is_cpu() || first.elem_count() > 0)
 }
 
+/// The same of operations on a residual stream, which on a GPU may be f32 where all the others are bf16.
+fn is_fused_with(stream: &Tensor, others: &[&Tensor]) -> bool {
+    let mixed = stream.device().is_cuda()
+        && stream.dtype() == DType::F32
+        && others.iter().all(|t| t.dtype() == DType::BF16);
+    let near = |t: &&Tensor| t.device().same_device(stream.device());
+    is_fused(&[stream])
+        && is_fused(others)
+        && others.iter().all(near)
+        && (mixed || others.iter().all(|t| t.dtype() == stream.dtype()))
+}
+
 /// The same for operations that have a kernel on the CPU only.
 fn is_fused_on_cpu(tensors: &[&Tensor]) -> bool {
     is_fused(tensors) && tensors.iter().all(|t| t.device().is_cpu())
+}
+
+/// The same of x on a GPU with weights that are rounded to its type.
+#[cfg(feature = "cuda")]
+fn is_fused_on_gpu(x: &Tensor, weights: &[Option<&Tensor>]) -> bool {
+    let mut weights = weights.iter().flatten();
+    x.device().is_cuda()
+        && is_fused(&[x])
+        && weights.all(|w| is_fused(&[w]) && w.device().same_device(x.device()))
 }
 
 /// The f32 values of a contiguous operand.

@@ -6,6 +6,7 @@ use super::{host, is_fused, tensor, values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::kernels::elementwise::{Chunks, modulate as forward, modulate_backward};
+use crate::tape::apply2;
 
 /// x·(1 + scale) + shift for rows x (N, D), where shift and scale of row n are chunks of row n of the packed
 /// projection `modulation` (N, k·D): adaLN behind a norm that has weights of its own. In the type of `modulation`, computed in
@@ -40,7 +41,7 @@ pub fn modulate(
         width,
         d,
     });
-    x.contiguous()?.apply_op2(&modulation.contiguous()?, op)
+    apply2(&x.contiguous()?, &modulation.contiguous()?, op)
 }
 
 struct Modulate(Chunks);

@@ -1,14 +1,17 @@
+use candle_core::{
+    CpuStorage, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail,
+};
 #[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CudaStorage, backend::BackendStorage};
 
-use super::{host, is_fused, tensor, values};
+use super::{host, is_fused, is_fused_with, tensor, values};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::kernels::elementwise::sum_rows;
 use crate::kernels::matmul::Into;
 use crate::kernels::norm::{Affine, layer_norm as forward, layer_norm_backward};
 use crate::kernels::unwritten;
+use crate::tape::{apply2, apply3};
 
 /// modulate(LayerNorm(x), shift, scale) = LN(x)·(1 + scale) + shift for x (B, T, D), LayerNorm without
 /// weights; shift and scale are chunks of the packed adaLN projection `modulation` (B, k·D).
@@ -32,12 +35,12 @@ pub fn layer_norm_modulate(
             modulation.dims()
         );
     }
-    if x.dtype() != modulation.dtype() {
-        let modulation_too = modulation.to_dtype(x.dtype())?;
-        return layer_norm_modulate(x, &modulation_too, shift_chunk, scale_chunk, eps)?
-            .to_dtype(modulation.dtype());
-    }
-    if !is_fused(&[x, modulation]) {
+    if !is_fused_with(x, &[modulation]) {
+        if x.dtype() != modulation.dtype() {
+            let modulation_too = modulation.to_dtype(x.dtype())?;
+            return layer_norm_modulate(x, &modulation_too, shift_chunk, scale_chunk, eps)?
+                .to_dtype(modulation.dtype());
+        }
         let chunk = |k: usize| modulation.narrow(1, k * d, d)?.unsqueeze(1); // (B, 1, D)
         let scaled = normalize_composed(x, eps)?.broadcast_mul(&(chunk(scale_chunk)? + 1.0)?)?;
         return scaled.broadcast_add(&chunk(shift_chunk)?);
@@ -49,11 +52,22 @@ pub fn layer_norm_modulate(
         t,
         d,
     };
-    x.contiguous()?.apply_op2(&modulation.contiguous()?, op)
+    apply2(&x.contiguous()?, &modulation.contiguous()?, op)
 }
 
 /// LN(x)·weight + bias over the last axis; weight, bias (D,), in x's type or rounded to it.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    layer_norm_in(x, weight, bias, eps, x.dtype())
+}
+
+/// As [`layer_norm`], rounded to `dtype`: what a layer reads of a residual stream that is f32.
+pub fn layer_norm_in(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+    dtype: DType,
+) -> Result<Tensor> {
     let d = x.dim(D::Minus1)?;
     if weight.dims() != [d] || bias.dims() != [d] {
         bail!(
@@ -67,13 +81,20 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     if !is_fused(&[x, weight, bias]) {
         return normalize_composed(x, eps)?
             .broadcast_mul(weight)?
-            .broadcast_add(bias);
+            .broadcast_add(bias)?
+            .to_dtype(dtype);
     }
-    x.contiguous()?.apply_op3(
-        &weight.contiguous()?,
-        &bias.contiguous()?,
-        AffineNorm { eps: eps as f32, d },
-    )
+    // A kernel rounds what it writes to bf16; other types are another pass.
+    #[cfg(feature = "cuda")]
+    let rounds = x.device().is_cuda() && (x.dtype(), dtype) == (DType::F32, DType::BF16);
+    let op = AffineNorm {
+        eps: eps as f32,
+        d,
+        #[cfg(feature = "cuda")]
+        dtype: if rounds { dtype } else { x.dtype() },
+    };
+    let (weight, bias) = (&weight.contiguous()?, &bias.contiguous()?);
+    apply3(&x.contiguous()?, weight, bias, op)?.to_dtype(dtype)
 }
 
 /// (x − mean)/√(var + ε) over the last axis, from candle's operations.
@@ -144,9 +165,10 @@ impl CustomOp2 for Modulate {
         ml: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         let (b, width) = ml.shape().dims2()?;
+        let dtype = m.dtype();
         let (x, m) = (cuda::View::new(x, xl)?, cuda::View::new(m, ml)?);
         let (scale, shift) = (m.at(self.scale), m.at(self.shift));
-        let y = cuda::norm::layer_norm(x, scale, shift, self.rows(b, width))?;
+        let y = cuda::norm::layer_norm(x, scale, shift, self.rows(b, width), dtype)?;
         Ok((y, xl.shape().clone()))
     }
 
@@ -177,6 +199,9 @@ const ROWS: usize = 64;
 struct AffineNorm {
     eps: f32,
     d: usize,
+    /// Of the output on a GPU.
+    #[cfg(feature = "cuda")]
+    dtype: DType,
 }
 
 #[cfg(feature = "cuda")]
@@ -234,7 +259,7 @@ impl CustomOp3 for AffineNorm {
             cuda::View::new(w, wl)?,
             cuda::View::new(b, bl)?,
         );
-        let y = cuda::norm::layer_norm(x, w, b, self.rows(xl.shape()))?;
+        let y = cuda::norm::layer_norm(x, w, b, self.rows(xl.shape()), self.dtype)?;
         Ok((y, xl.shape().clone()))
     }
 

@@ -1,6 +1,6 @@
 use candle_core::{DType, Result, Tensor};
 
-use super::training::{adamw, clipping, recomputing};
+use super::training::{adamw, blocks, clipping};
 use super::{Check, Wanted, agree, random};
 use crate::ops;
 
@@ -13,7 +13,7 @@ pub fn checks() -> Vec<Check> {
     linear(&mut list);
     inference(&mut list);
     list.0.extend(mixed());
-    list.0.extend([DType::F32, DType::BF16].map(recomputing));
+    list.0.extend([DType::F32, DType::BF16].map(blocks));
     list.0.extend([clipping(), adamw()]);
     list.0
 }
@@ -49,7 +49,7 @@ impl List {
                 dtype,
                 run: Box::new(move |device| {
                     let types = vec![dtype; shapes.len()];
-                    agree(device, &shapes, &types, wanted, &f)
+                    agree(device, &shapes, (dtype, &types), wanted, &f)
                 }),
             });
         }
@@ -128,14 +128,24 @@ fn norms(list: &mut List) {
 fn elementwise(list: &mut List) {
     list.add("GELU-tanh", &[&[3000]], |x| ops::gelu_tanh(&(&x[0] * 3.0)?));
     list.add("GELU-erf", &[&[3000]], |x| ops::gelu_erf(&(&x[0] * 3.0)?));
+    list.add("residual B2 T9 D40", &[&[2, 9, 40], &[2, 9, 40]], |x| {
+        ops::residual(&x[0], &x[1])
+    });
     list.add("SiLU", &[&[7, 33]], |x| ops::silu(&(&x[0] * 3.0)?));
     list.add("dropout B3 5·17", &[&[3, 5, 17]], |x| {
         ops::dropout(&x[0], &dropout_of(3)?)
     });
 }
 
+/// In bf16 those of multiples of 8 are cublasLt's.
 fn linear(list: &mut List) {
-    for (rows, i, o) in [(1, 1, 1), (5, 17, 33), (130, 64, 192), (3, 1152, 72)] {
+    for (rows, i, o) in [
+        (1, 1, 1),
+        (5, 17, 33),
+        (1, 16, 8),
+        (130, 64, 192),
+        (3, 1152, 72),
+    ] {
         let sizes = format!("R{rows} I{i} O{o}");
         list.add(
             &format!("linear {sizes}"),
@@ -157,27 +167,51 @@ fn linear(list: &mut List) {
             &[&[rows, i], &[o, i], &[o]],
             |x| ops::linear_gelu_erf(&x[0], &x[1], &x[2]),
         );
+        let shapes: [&[usize]; 3] = [&[rows, i], &[o, i], &[o]];
+        list.add_inference(
+            &format!("linear, GELU-tanh without backward {sizes}"),
+            &shapes,
+            |x| ops::linear_gelu(&x[0].detach(), &x[1].detach(), &x[2].detach()),
+        );
+        list.add_inference(
+            &format!("linear, GELU-erf without backward {sizes}"),
+            &shapes,
+            |x| ops::linear_gelu_erf(&x[0].detach(), &x[1].detach(), &x[2].detach()),
+        );
     }
-    let (rows, i, o, r) = (9, 24, 40, 3);
+    // Operands that begin 8 and 16 bytes into their storage.
+    for start in [4, 8] {
+        let (rows, i, o) = (6, 24, 40);
+        list.add(
+            &format!("linear, GELU-tanh R{rows} I{i} O{o}, from {start}"),
+            &[&[start + rows * i], &[o, i], &[start + o]],
+            move |x| {
+                let part = x[0].narrow(0, start, rows * i)?.reshape((rows, i))?;
+                ops::linear_gelu(&part, &x[1], &x[2].narrow(0, start, o)?)
+            },
+        );
+    }
     list.add(
-        &format!("low-rank linear, GELU-tanh R{rows} I{i} O{o} r{r}"),
-        &[&[2, rows, i], &[r, i], &[o, r]],
-        move |x| {
-            // W and its bias are frozen under a low-rank update.
-            let frozen = |shape: &[usize], seed| {
-                random(shape, seed)?
-                    .to_dtype(DType::BF16)?
-                    .to_device(x[0].device())?
-                    .to_dtype(x[0].dtype())
-            };
-            let update = ops::LowRank {
-                a: x[1].clone(),
-                b: x[2].clone(),
-                scale: 0.7,
-            };
-            ops::linear_low_rank_gelu(&x[0], &frozen(&[o, i], 7)?, &frozen(&[o], 8)?, &update)
-        },
+        "low-rank linear, GELU-tanh R18 I24 O40 r3",
+        &[&[2, 9, 24], &[3, 24], &[40, 3]],
+        low_rank,
     );
+}
+
+/// An update of a layer (24, 40), whose weight and bias are frozen under it.
+fn low_rank(x: &[Tensor]) -> Result<Tensor> {
+    let frozen = |shape: &[usize], seed| {
+        random(shape, seed)?
+            .to_dtype(DType::BF16)?
+            .to_device(x[0].device())?
+            .to_dtype(x[0].dtype())
+    };
+    let update = ops::LowRank {
+        a: x[1].clone(),
+        b: x[2].clone(),
+        scale: 0.7,
+    };
+    ops::linear_low_rank_gelu(&x[0], &frozen(&[40, 24], 7)?, &frozen(&[40], 8)?, &update)
 }
 
 /// What an autoencoder needs, made of candle's operations.
@@ -202,27 +236,68 @@ fn inference(list: &mut List) {
     );
 }
 
-/// bf16 activations on f32 parameters, whose gradients are f32 again.
-fn mixed() -> [Check; 2] {
-    let check = |name: &str, shapes: Vec<Vec<usize>>, f: fn(&[Tensor]) -> Result<Tensor>| Check {
-        name: format!("{name}, f32 parameters"),
-        dtype: DType::BF16,
-        run: Box::new(move |device| {
-            let mut types = vec![DType::F32; shapes.len()];
-            types[0] = DType::BF16;
-            agree(device, &shapes, &types, Wanted::Gradients, &f)
-        }),
+/// bf16 beside f32: activations on parameters, and what a residual stream is read by and added to. Gradients have the types of
+/// their operands.
+fn mixed() -> Vec<Check> {
+    const F: DType = DType::F32;
+    const B: DType = DType::BF16;
+    let check = |name: &str, operands: &[(&[usize], DType)], f: fn(&[Tensor]) -> Result<Tensor>| {
+        let (shapes, types): (Vec<Vec<usize>>, Vec<DType>) = operands
+            .iter()
+            .map(|(shape, dtype)| (shape.to_vec(), *dtype))
+            .unzip();
+        Check {
+            name: name.to_string(),
+            dtype: B,
+            run: Box::new(move |device| agree(device, &shapes, (B, &types), Wanted::Gradients, &f)),
+        }
     };
-    [
+    let mut checks = vec![
         check(
-            "linear, GELU-tanh R20 I24 O40",
-            vec![vec![20, 24], vec![40, 24], vec![40]],
+            "linear, GELU-tanh R20 I24 O40, f32 parameters",
+            &[(&[20, 24], B), (&[40, 24], F), (&[40], F)],
             |x| ops::linear_gelu(&x[0], &x[1], &x[2]),
         ),
         check(
-            "layer norm R20 D24",
-            vec![vec![20, 24], vec![24], vec![24]],
+            "low-rank linear R18 I24 O40 r3, f32 parameters",
+            &[(&[2, 9, 24], B), (&[3, 24], F), (&[40, 3], F)],
+            low_rank,
+        ),
+        check(
+            "layer norm R20 D24, f32 parameters",
+            &[(&[20, 24], B), (&[24], F), (&[24], F)],
             |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-6),
         ),
-    ]
+    ];
+    for (b, t, d) in [(3, 5, 17), (2, 9, 1152), (2, 300, 40)] {
+        let sizes = format!("B{b} T{t} D{d}, f32 stream");
+        let (stream, beside, packed) = (&[b, t, d][..], &[b, t, d][..], &[b, 6 * d][..]);
+        checks.extend([
+            check(
+                &format!("layer norm, modulated {sizes}"),
+                &[(stream, F), (packed, B)],
+                |x| ops::layer_norm_modulate(&x[0], &x[1], 3, 4, 1e-6),
+            ),
+            check(
+                &format!("layer norm {sizes}"),
+                &[(stream, F), (&[d], F), (&[d], F)],
+                |x| {
+                    // Only a GPU rounds: the other side computes in f64.
+                    let dtype = if x[0].dtype() == F { B } else { x[0].dtype() };
+                    ops::layer_norm_in(&x[0], &x[1], &x[2], 1e-6, dtype)
+                },
+            ),
+            check(
+                &format!("gated residual {sizes}"),
+                &[(stream, F), (beside, B), (packed, B)],
+                |x| ops::gated_residual(&x[0], &x[1], &x[2], 5),
+            ),
+            check(
+                &format!("residual {sizes}"),
+                &[(stream, F), (beside, B)],
+                |x| ops::residual(&x[0], &x[1]),
+            ),
+        ]);
+    }
+    checks
 }

@@ -2,10 +2,18 @@ use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
 use super::{Check, label, random, repeats, values, worst};
 use crate::update::{AdamW, Parameter, Scale, clip_on_device};
-use crate::{Gradients, ops, recompute};
+use crate::{Gradients, ops, recompute, record};
 
-/// A block of a transformer computed twice gives the bits of one that is kept.
-pub(super) fn recomputing(dtype: DType) -> Check {
+/// How a block keeps what its backward needs.
+#[derive(Clone, Copy)]
+enum Kept {
+    InCandlesGraph,
+    Recorded,
+    Recomputed,
+}
+
+/// A block of a transformer that is recorded, and one that is computed twice, give the bits of one in candle's graph.
+pub(super) fn blocks(dtype: DType) -> Check {
     let run = move |device: &Device| {
         let var = |shape: &[usize], seed, dtype| {
             Var::from_tensor(&random(shape, seed)?.to_device(device)?.to_dtype(dtype)?)
@@ -19,30 +27,46 @@ pub(super) fn recomputing(dtype: DType) -> Check {
                 ops::gated_residual(x, &ops::linear_gelu(&h, &w, &bias)?, c, 2)
             }
         };
-        let gradients = |again: bool| {
+        let two = |kept| {
             let mut h = x.as_tensor().clone();
             for _ in 0..2 {
-                h = match again {
-                    true => recompute(&h, &c, block.clone())?,
-                    false => block(&h, &c)?,
+                h = match kept {
+                    Kept::InCandlesGraph => block(&h, &c)?,
+                    Kept::Recorded => record(&h, &c, &block)?,
+                    Kept::Recomputed => recompute(&h, &c, block.clone())?,
                 };
             }
+            Ok::<_, candle_core::Error>(h)
+        };
+        let gradients = |kept| {
             let mut sums = Gradients::new(&[&x, &c, &w, &bias])?;
-            sums.backward(&h.to_dtype(DType::F32)?.sqr()?.sum_all()?)?;
-            let mut all = vec![h.detach()];
+            let mut all = Vec::new();
+            // A second piece of a batch adds to the sums of the first.
+            for _ in 0..2 {
+                let h = match kept {
+                    Kept::Recorded => Gradients::recording(|| two(kept))?,
+                    _ => two(kept)?,
+                };
+                sums.backward(&h.to_dtype(DType::F32)?.sqr()?.sum_all()?)?;
+                all.push(h.detach());
+            }
             all.extend(sums.sums()?);
             Ok::<_, candle_core::Error>(all)
         };
-        let (kept, again) = (gradients(false)?, gradients(true)?);
-        for (i, grad) in kept.iter().enumerate() {
+        let want = gradients(Kept::InCandlesGraph)?;
+        for (i, grad) in want.iter().enumerate() {
             if values(grad)?.iter().all(|v| *v == 0.0) {
                 bail!("{}: nothing but zeros", label(i));
             }
         }
-        worst(&again, &kept, 0.0)
+        let recomputed = worst(&gradients(Kept::Recomputed)?, &want, 0.0)?;
+        match recomputed.is_within() {
+            true => worst(&gradients(Kept::Recorded)?, &want, 0.0),
+            false => Ok(recomputed),
+        }
     };
     Check {
-        name: "recompute".into(),
+        name: "blocks, recorded and recomputed".into(),
         dtype,
         run: Box::new(run),
     }

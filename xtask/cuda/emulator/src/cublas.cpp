@@ -1,6 +1,5 @@
-// libcublas.so.13: handles, and the matrix products that candle and cudarc ask for. Declared here, as the
-// toolkit's wheel brings no cuBLAS headers; the numbers are those of cublas_api.h and library_types.h.
-#include "gemm.hpp"
+// libcublas.so.13: handles, and the matrix products that candle and cudarc ask for.
+#include "cublas.hpp"
 #include "statistics.hpp"
 
 #include <cstdint>
@@ -9,8 +8,8 @@
 
 namespace {
 
-enum Status { success = 0, not_initialised = 1, invalid_value = 7, not_supported = 15 };
-enum Type { real_f32 = 0, real_f64 = 1, real_f16 = 2, real_bf16 = 14 };
+using namespace emulator;
+
 enum Compute {
     compute_f16 = 64,
     compute_f16_pedantic = 65,
@@ -24,17 +23,6 @@ struct Handle {
     int pointer_mode = 0, math_mode = 0;
 };
 
-emulator::Format format_of(int type, bool &known) {
-    known = true;
-    switch (type) {
-        case real_f32: return emulator::Format::f32;
-        case real_f64: return emulator::Format::f64;
-        case real_f16: return emulator::Format::f16;
-        case real_bf16: return emulator::Format::bf16;
-        default: return known = false, emulator::Format::f32;
-    }
-}
-
 // alpha and beta have the type that the computation has.
 double scalar(const void *value, int compute) {
     if (compute == compute_f16 || compute == compute_f16_pedantic) return *static_cast<const __half *>(value);
@@ -47,7 +35,7 @@ int batched(Handle *handle, int transpose_a, int transpose_b, int m, int n, int 
             const void *beta, void *c, int type_c, int leading_c, long long stride_c, int count, int compute) {
     if (!handle) return not_initialised;
     bool known_a, known_b, known_c;
-    emulator::Product product{};
+    Product product{};
     product.a = {a, format_of(type_a, known_a), leading_a, stride_a, transpose_a != 0};
     product.b = {b, format_of(type_b, known_b), leading_b, stride_b, transpose_b != 0};
     product.c = c, product.format_c = format_of(type_c, known_c);
@@ -62,27 +50,18 @@ int batched(Handle *handle, int transpose_a, int transpose_b, int m, int n, int 
                 type_a, type_b, type_c, handle->pointer_mode);
         return not_supported;
     }
-    if (const char *wrong = emulator::check(product)) {
+    if (const char *wrong = check(product)) {
         fprintf(stderr, "cuda emulator: cuBLAS: (%d, %d, %d) x %d with leading dimensions %d, %d, %d: %s\n", m, n, k,
                 count, leading_a, leading_b, leading_c, wrong);
         return invalid_value;
     }
-    emulator::trace("cuBLAS, (%d, %d, %d) x %d", m, n, k, count);
-    emulator::CountedLaunch counted("cuBLAS");
-    emulator::multiply(product);
-    return success;
-}
-
-// The last line of a call that answers through a pointer.
-template <class T, class Value>
-int give(T *to, Value value) {
-    *to = value;
+    trace("cuBLAS, (%d, %d, %d) x %d", m, n, k, count);
+    CountedLaunch counted("cuBLAS");
+    multiply(product);
     return success;
 }
 
 }  // namespace
-
-#define API extern "C" __attribute__((visibility("default")))
 
 API int cublasCreate_v2(Handle **handle) { return give(handle, new Handle); }
 API int cublasDestroy_v2(Handle *handle) {
@@ -98,12 +77,8 @@ API int cublasGetMathMode(Handle *handle, int *mode) { return give(mode, handle-
 API int cublasSetWorkspace_v2(Handle *, void *, size_t) { return success; }
 API int cublasGetVersion_v2(Handle *, int *version) { return give(version, 130000); }
 API int cublasGetProperty(int which, int *value) { return give(value, which == 0 ? 13 : 0); }
-API const char *cublasGetStatusName(int status) {
-    return status == success ? "CUBLAS_STATUS_SUCCESS" : "a cuBLAS error";
-}
-API const char *cublasGetStatusString(int status) {
-    return status == success ? "success" : "an error the emulator explained on stderr";
-}
+API const char *cublasGetStatusName(int status) { return status_name(status); }
+API const char *cublasGetStatusString(int status) { return status_string(status); }
 
 API int cublasGemmStridedBatchedEx(Handle *handle, int ta, int tb, int m, int n, int k, const void *alpha,
                                    const void *a, int type_a, int lda, long long stride_a, const void *b, int type_b,

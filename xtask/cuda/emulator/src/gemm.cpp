@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
@@ -92,6 +93,12 @@ void round_to_tf32(float *values, size_t count) {
 }
 void round_to_tf32(double *, size_t) {}
 
+// sqrt(2 / pi) and the cubic coefficient of the tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+template <class T>
+T gelu(T x) {
+    return T(0.5) * x * (1 + std::tanh(T(0.7978845608028654) * (x + T(0.044715) * x * x * x)));
+}
+
 template <class T>
 void tile(const Product &p, Scratch<T> &scratch, long long batch, long long row, long long column) {
     long long height = std::min<long long>(tile_m, p.m - row), width = std::min<long long>(tile_n, p.n - column);
@@ -119,7 +126,12 @@ void tile(const Product &p, Scratch<T> &scratch, long long batch, long long row,
                                     i % rows];
                 C &element = c[row + i + (column + j) * p.leading_c];
                 // With beta = 0 cuBLAS does not read C: it may hold NaNs.
-                element = p.beta == 0 ? C(T(p.alpha) * sum) : C(T(p.alpha) * sum + T(p.beta) * T(element));
+                T value = p.beta == 0 ? T(p.alpha) * sum : T(p.alpha) * sum + T(p.beta) * T(element);
+                const Epilogue &after = p.epilogue;
+                if (after.bias) value += T(static_cast<const C *>(after.bias)[row + i]);
+                if (after.auxiliary)
+                    static_cast<C *>(after.auxiliary)[row + i + (column + j) * after.leading_auxiliary] = C(value);
+                element = C(after.gelu ? gelu(value) : value);
             }
     });
 }
@@ -155,6 +167,10 @@ const char *check(const Product &p) {
     if (p.leading_c < std::max(1LL, p.m)) return "C's leading dimension is less than its rows";
     if (p.m == 0 || p.n == 0 || p.count == 0) return nullptr;
     if (!on_device(p.c, p.format_c, p.leading_c, p.stride_c, p.m, p.n, p.count)) return "C is not in one allocation";
+    const Epilogue &after = p.epilogue;
+    if (after.bias && !on_device(after.bias, p.format_c, p.m, 0, p.m, 1, 1)) return "the bias is not in one allocation";
+    if (after.auxiliary && !on_device(after.auxiliary, p.format_c, after.leading_auxiliary, 0, p.m, p.n, 1))
+        return "the auxiliary matrix is not in one allocation";
     if (p.k == 0) return nullptr;
     if (!on_device(p.a.data, p.a.format, p.a.leading, p.a.stride, rows_a, p.a.transposed ? p.m : p.k, p.count))
         return "A is not in one allocation";

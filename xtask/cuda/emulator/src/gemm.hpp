@@ -1,4 +1,5 @@
-// The matrix product behind cuBLAS: C = alpha op(A) op(B) + beta C, all column-major, batched.
+// The matrix product behind cuBLAS and cuBLASLt: C = alpha op(A) op(B) + beta C, all column-major, batched, and what
+// may follow before C is rounded.
 #pragma once
 
 #include "../include/emulator/narrow.hpp"
@@ -14,6 +15,14 @@ struct Operand {
     bool transposed;
 };
 
+// Of every element: the bias of its row, then a copy beside C, then GELU in its tanh form. Null is without.
+struct Epilogue {
+    const void *bias;
+    void *auxiliary;
+    long long leading_auxiliary;
+    bool gelu;
+};
+
 struct Product {
     Operand a, b;  // op(A) is m x k, op(B) is k x n
     void *c;
@@ -22,6 +31,7 @@ struct Product {
     long long m, n, k, count;
     double alpha, beta;
     bool tf32;  // f32 operands are rounded to TF32 first
+    Epilogue epilogue;  // bias and auxiliary are of C's format; not batched
 };
 
 // Null, or what cuBLAS would refuse.

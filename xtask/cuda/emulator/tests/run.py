@@ -40,9 +40,14 @@ def main() -> None:
     build.build_libraries(out)
     folder, source = out / "selftest", HERE / "kernels.cu"
     build.build_all({folder / "kernels/selftest.so": source}, out)
-    program = folder / "selftest"
-    build.run(build.CXX, "-std=c++17", "-O1", "-Wall", "-Werror", "-isystem", build.cuda_include(),
-              HERE / "selftest.cpp", f"-L{out}", "-l:libcuda.so.1", f"-Wl,-rpath,{out}", "-o", program)
+
+    def compiled(name: str, *libraries: str) -> pathlib.Path:
+        linked = [f"-l:{library}" for library in ("libcuda.so.1", *libraries)]
+        build.run(build.CXX, "-std=c++17", "-O1", "-Wall", "-Werror", "-isystem", build.cuda_include(),
+                  HERE / f"{name}.cpp", f"-L{out}", *linked, f"-Wl,-rpath,{out}", "-o", folder / name)
+        return folder / name
+
+    program = compiled("selftest")
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         settings = {"CUDA_EMULATOR_KERNELS": str(folder / "kernels")} | environment
@@ -58,6 +63,8 @@ def main() -> None:
     done = run("past_the_end", CUDA_EMULATOR_FENCE="1")
     text = "thread (0, 0, 0) touches byte 256 of an allocation of 256 bytes"
     report(text in done.stderr and done.returncode < 0, "past_the_end is stopped by the fence", done)
+    done = subprocess.run([compiled("cublaslt", "libcublasLt.so.13")], capture_output=True, text=True)
+    report(done.returncode == 0, "products with an epilogue, and refusals", done)
     races = build.build_races(out, {folder / "races/selftest.so": source})
     for name, racing in RACING.items():
         done = run(name, **races)

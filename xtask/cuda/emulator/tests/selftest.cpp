@@ -1,32 +1,11 @@
 // The emulator's own test: selftest [what]. Without an argument everything but what ends the process.
 // The kernels are those of kernels.cu, built as a plug-in; the PTX here only declares them.
-#define __CUDA_API_VERSION_INTERNAL
-#include <cuda.h>
+#include "common.hpp"
 
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <string>
-#include <vector>
 
 namespace {
-
-int failures = 0;
-
-void expect(bool good, const std::string &what) {
-    printf("%s %s\n", good ? "ok  " : "FAIL", what.c_str());
-    if (!good) failures++;
-}
-
-void must(CUresult result, const char *call) {
-    if (result == CUDA_SUCCESS) return;
-    const char *name;
-    cuGetErrorName(result, &name);
-    printf("FAIL %s: %s\n", call, name);
-    exit(1);
-}
-#define MUST(call) must(call, #call)
 
 // "px" and so on: p a pointer, u an unsigned, f a float.
 std::string entry(const std::string &name, const std::string &parameters, const std::string &directives = "") {
@@ -48,21 +27,6 @@ std::string ptx() {
            // Declared otherwise than the plug-in has it.
            ".visible .entry changed(.param .u64 changed_param_0) { ret; }\n";
 }
-
-template <class T>
-struct Buffer {
-    CUdeviceptr address = 0;
-    size_t count;
-    explicit Buffer(const std::vector<T> &values) : count(values.size()) {
-        MUST(cuMemAllocAsync(&address, count * sizeof(T), nullptr));
-        MUST(cuMemcpyHtoDAsync_v2(address, values.data(), count * sizeof(T), nullptr));
-    }
-    std::vector<T> read() const {
-        std::vector<T> values(count);
-        MUST(cuMemcpyDtoHAsync_v2(values.data(), address, count * sizeof(T), nullptr));
-        return values;
-    }
-};
 
 CUmodule module_;
 
@@ -199,10 +163,7 @@ int one_kernel(const std::string &name) {
 }  // namespace
 
 int main(int count, char **arguments) {
-    MUST(cuInit(0));
-    CUcontext context;
-    MUST(cuDevicePrimaryCtxRetain(&context, 0));
-    MUST(cuCtxSetCurrent(context));
+    start();
     MUST(cuModuleLoadData(&module_, ptx().c_str()));
     if (count > 1) return one_kernel(arguments[1]);
     right_results();
