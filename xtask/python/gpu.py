@@ -1,9 +1,9 @@
 """The whole comparison on a machine with an NVIDIA GPU: python gpu.pyz BINARY [--out FOLDER]
 
-Runs the binary's parity checks, then every case by the binary and by PyTorch (compiled, fused attention, plain attention), one
-program at a time, and writes results.json and results.md. Called again with the same folder it goes on with what is missing or
-has failed: where calls are limited, --deadline ends one in time, and compiled graphs are kept in the folder.
-`cargo xtask gpu` packs this file and its neighbours into gpu.pyz.
+Runs the binary's parity checks, then every case by the binary and by PyTorch (compiled, fused attention, plain attention), which
+take turns of a few steps, and writes results.json and results.md. Called again with the same folder it goes on with what is
+missing or has failed: where calls are limited, --deadline ends one in time, and compiled graphs and prepared cases are kept in
+the folder. `cargo xtask gpu` packs this file and its neighbours into gpu.pyz.
 """
 
 import argparse
@@ -12,44 +12,55 @@ import hashlib
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
-import threading
 import time
+from collections import namedtuple
 from pathlib import Path
 
-# (kind, network, samples): the sizes of the goals. Sampling is guided, so that the network sees twice as many.
-CASES = [
-    ("matmul", None, 0),
-    ("copy", None, 0),
-    ("sampling", "DiT-XL/2", 32),
-    ("sampling", "DiT-D14/2", 32),
-    ("fine-tune", "DiT-XL/2", 32),
-    ("learn-lora", "DiT-XL/2", 32),
-    ("learn-full", "DiT-XL/2", 32),
-    ("masked-kd", "DiT-XL/2", 32),
+import gpu_report
+import gpu_turns
+from gpu_report import COMPILED, OURS
+
+# Flags of `bench prepare`, and sizes that its work is counted by.
+Network = namedtuple("Network", "name flags tokens width blocks")
+# The sizes of the goals; whole and half.
+NETWORKS = [
+    Network("DiT-XL/2", ["--model", "DiT-XL/2"], 256, 1152, 28),
+    Network("DiT-D14/2", ["--model", "DiT-D14/2"], 256, 1152, 14),
 ]
+SMALL = [
+    Network("DiT-S/8", ["--model", "DiT-S/8"], 16, 384, 12),
+    Network("DiT-S/8 of 6 blocks", ["--model", "DiT-S/8", "--depth", "6"], 16, 384, 6),
+]
+# Sampling is guided, so that the network sees twice as many.
+SAMPLES, FEW = 32, 2
 # PyTorch's ways, by the flags of peer.py.
 WAYS = {
-    "torch.compile": ["--compile"],
+    COMPILED: ["--compile"],
     "torch, fused attention": [],
     "torch, plain attention": ["--attention", "plain"],
 }
-WARM_UP = {"torch.compile": 5}
-OURS = "tinyfusion"
-BLOCKS = {"DiT-XL/2": 28, "DiT-D14/2": 14}
+WARM_UP = {COMPILED: 5}
+PROBES = ("matmul", "copy")
 
 
-def flops(kind, model, batch):
+def cases(networks, samples):
+    """(kind, network, samples)"""
+    whole, half = networks
+    yield from ((kind, None, 0) for kind in PROBES)
+    yield "sampling", whole, samples
+    yield "sampling", half, samples
+    for kind in ("fine-tune", "learn-lora", "learn-full", "masked-kd"):
+        yield kind, whole, samples
+
+
+def flops(kind, network, batch):
     """Multiplications and additions of a step's products, those of the blocks: what remains is less than a hundredth."""
-    if kind == "matmul":
-        return 2 * 8192**3
-    if model not in BLOCKS:
-        return None
-    tokens, width, depth = 256, 1152, BLOCKS[model]
-    sample = depth * (24 * tokens * width**2 + 4 * tokens**2 * width + 12 * width**2)
+    if network is None:
+        return 2 * 8192**3 if kind == "matmul" else None
+    tokens, width = network.tokens, network.width
+    sample = network.blocks * (24 * tokens * width**2 + 4 * tokens**2 * width + 12 * width**2)
     passes = {
         "sampling": 2,  # with and without the class
         "fine-tune": 3,  # a backward is two forwards
@@ -61,10 +72,19 @@ def flops(kind, model, batch):
     return batch * sample * passes
 
 
-def smi(*arguments):
+def smi(query, args):
     if not shutil.which("nvidia-smi"):
         return ""
-    return subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    index = visible if args.gpu_index is None else str(args.gpu_index)
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "-i", index]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def free_bytes(args):
+    """Of the GPU; None where there is none to ask about."""
+    mebibytes = smi("memory.free", args) if args.device == "cuda" else ""
+    return int(mebibytes) * 2**20 if mebibytes.isdigit() else None
 
 
 def libraries():
@@ -77,13 +97,16 @@ def libraries():
     return ":".join(str(f) for found in folders for f in found)
 
 
-def environment(out):
+def environment(args):
     paths = [os.environ.get("LD_LIBRARY_PATH", ""), libraries()]
-    kept = out.resolve() / "compiled"
+    kept = args.out.resolve() / "compiled"
+    # As nvidia-smi counts.
+    chosen = {} if args.gpu_index is None else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(args.gpu_index)}
     return {
         **os.environ,
+        **chosen,
         "LD_LIBRARY_PATH": ":".join(p for p in paths if p),
-        # One program runs at a time, so that all processors may compile for it; what they made serves the next call.
+        # One program steps at a time, so that all processors may compile for it; what they made serves the next call.
         "TORCHINDUCTOR_COMPILE_THREADS": str(os.cpu_count()),
         "TORCHINDUCTOR_CACHE_DIR": str(kept / "inductor"),
         "TRITON_CACHE_DIR": str(kept / "triton"),
@@ -91,121 +114,125 @@ def environment(out):
 
 
 def parity(binary, args):
-    command = [binary, "bench", "parity", "--device", "cuda"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(args.out), check=False)
-    checks = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    command = [binary, "bench", "parity", "--device", "cuda", *([] if args.tiny else ["--large"])]
+    left = max(args.ends - time.monotonic(), 0)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(args), check=False, timeout=left)
+        out, errors, code = done.stdout, done.stderr, done.returncode
+    except subprocess.TimeoutExpired as late:
+        out, errors, code = (late.stdout or b"").decode(), "the time was over", None
+    checks = [json.loads(line) for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
     failed = [c for c in checks if not c["within"]]
     # A run that came to its end says so by its exit code: 1 where a check failed.
-    ended = checks and done.returncode == (1 if failed else 0)
-    error = None if ended else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    ended = checks and code == (1 if failed else 0)
+    error = None if ended else (errors.strip().splitlines() or [f"exit code {code}"])[-1]
     return {"checks": checks, "failed": failed, "error": error}
 
 
-def converse(command, warm_up, args, left):
-    """Seconds of the steps of a worker that speaks protocol.py, its peak memory and its summary."""
-    with tempfile.TemporaryFile("w+") as errors:
-        worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment(args.out)
-        )
-        # A worker that hangs, or is not done in time, ends the conversation like one that dies.
-        alarm = threading.Timer(left, worker.kill)
-        alarm.start()
-
-        def answer():
-            line = worker.stdout.readline()
-            if line:
-                return json.loads(line)
-            worker.wait()
-            errors.seek(0)
-            raise RuntimeError("\n".join(errors.read().strip().splitlines()[-3:]) or f"exit code {worker.returncode}")
-
-        def step():
-            worker.stdin.write("step\n")
-            worker.stdin.flush()
-            return answer()["seconds"]
-
-        try:
-            ready = answer()
-            for _ in range(warm_up):
-                step()
-            seconds = [step() for _ in range(args.steps)]
-            worker.stdin.close()
-            summary = answer()
-        finally:
-            alarm.cancel()
-            worker.kill()
-            worker.wait()
-    memory = summary.get("peak_gpu_bytes")
-    return {"seconds": seconds, "memory_bytes": memory, **ready.get("versions", {}), "difference": summary.get("difference")}
-
-
-def contenders(binary, folder, device, dtype):
-    yield OURS, [binary, "bench", "worker", str(folder), "--device", device, "--dtype", dtype]
-    peer = [sys.executable, sys.argv[0], "--peer", str(folder), "--device", device, "--dtype", dtype]
+def contenders(binary, folder, args):
+    where = ["--device", args.device, "--dtype", args.dtype]
+    yield OURS, [binary, "bench", "worker", str(folder), *where]
     for name, flags in WAYS.items():
-        yield name, peer + flags
+        yield name, [sys.executable, sys.argv[0], "--peer", str(folder), *where, *flags]
 
 
-def run_case(binary, case, args, results):
-    kind, model, batch = case
-    label = kind if model is None else f"{kind} {model}, {batch} samples"
-    entry = results["cases"].setdefault(label, {"flops": flops(*case), "programs": {}})
-    # What failed is tried again.
-    done = lambda name: "seconds" in entry["programs"].get(name, {})  # noqa: E731
-    if all(done(name) for name, _ in contenders(binary, "", args.device, args.dtype)):
+class Cases:
+    """Folders of cases. Cases of a network share its weights, gigabytes, which are written once and stay for the next call."""
+
+    def __init__(self, binary, build, wanted, args):
+        self.binary, self.wanted, self.args = binary, wanted, args
+        # Another build may write another format.
+        self.root = args.scratch / f"cases-{build[:12]}"
+
+    def folder(self, case):
+        kind, network, batch = case
+        folder = self.root / slug(label(case))
+        if (folder / "case.json").exists():
+            return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if network is None:
+            self.prepare(folder, kind, [], 1)
+            return folder
+        shared = self.weights(network, batch)
+        for part in ("model", "student", "selection.json", "batch.safetensors"):
+            link = folder / part
+            if (shared / part).exists() and not link.is_symlink():
+                link.symlink_to((shared / part).resolve())
+        about = json.loads((shared / "case.json").read_text())
+        # Last: what has it is whole.
+        (folder / "case.json").write_text(json.dumps({**about, "kind": kind}))
+        return folder
+
+    def weights(self, network, batch):
+        """A folder with all that the network's cases need: masked KD has a student beside."""
+        kinds = [kind for kind, n, _ in self.wanted if n == network]
+        alone = self.root / slug(f"weights {network.name} {batch}")
+        both = self.root / slug(f"weights {network.name} {batch} and student")
+        enough = [both] if "masked-kd" in kinds else [both, alone]
+        for folder in enough:
+            if (folder / "case.json").exists():
+                return folder
+        self.prepare(enough[-1], "masked-kd" if enough[-1] == both else kinds[0], network.flags, batch)
+        return enough[-1]
+
+    def prepare(self, folder, kind, flags, batch):
+        began = time.perf_counter()
+        command = [self.binary, "bench", "prepare", str(folder), "--kind", kind, "--batch", str(batch), "--micro-batches", "1", *flags]
+        left = max(self.args.ends - time.monotonic(), 0)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment(self.args), check=False, timeout=left)
+        except subprocess.TimeoutExpired:
+            raise gpu_turns.OutOfTime from None
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        print(f"prepared {folder.name} ({time.perf_counter() - began:.0f} s)", flush=True)
+
+    def remove(self):
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def label(case):
+    kind, network, batch = case
+    return kind if network is None else f"{kind} {network.name}, {batch} samples"
+
+
+def slug(name):
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def run_case(binary, case, folders, args, results):
+    kind, network, _ = case
+    empty = {"kind": kind, "network": network and network.name, "flops": flops(*case), "programs": {}}
+    entry = results["cases"].setdefault(label(case), empty)
+
+    def missing(folder):
+        # What failed is tried again.
+        all_of_them = contenders(binary, folder, args)
+        return [(name, command) for name, command in all_of_them if "seconds" not in entry["programs"].get(name, {})]
+
+    if not missing(""):
         return
-    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
-        prepare = [binary, "bench", "prepare", folder, "--kind", kind, "--batch", str(max(batch, 1)), "--micro-batches", "1"]
-        subprocess.run(prepare + (["--model", model] if model else []), check=True, stdout=subprocess.DEVNULL, env=environment(args.out))
-        for name, command in contenders(binary, folder, args.device, args.dtype):
-            if done(name):
-                continue
-            began = time.perf_counter()
-            left = args.ends - time.monotonic()
-            if left <= 0:
-                return
-            try:
-                found = converse(command, WARM_UP.get(name, 3), args, left)
-            except (RuntimeError, OSError, ValueError) as error:
-                found = {"error": str(error) or type(error).__name__}
-            entry["programs"][name] = found
-            write(args.out, results)
-            said = found.get("error") or f"{1e3 * statistics.median(found['seconds']):.2f} ms"
-            print(f"{label}: {name}: {said} ({time.perf_counter() - began:.0f} s)", flush=True)
+
+    def record(name, found):
+        entry["programs"][name] = found
+        write(args.out, results)
+        said = found.get("error") or f"{1e3 * gpu_report.median(found):.2f} ms"
+        print(f"{label(case)}: {name}: {said}", flush=True)
+
+    wanted = [gpu_turns.Contender(name, command, WARM_UP.get(name, 3)) for name, command in missing(folders.folder(case))]
+    place = gpu_turns.Place(args.turn, args.steps, args.ends, environment(args), lambda: free_bytes(args))
+    began = time.perf_counter()
+    gpu_turns.measure(wanted, place, record)
+    print(f"{label(case)}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def write(out, results):
     out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("results.json", json.dumps(results, indent=1)), ("results.md", table(results))):
+    results["verdicts"] = gpu_report.verdicts(results, *results["settings"]["networks"])
+    for name, text in (("results.json", json.dumps(results, indent=1)), ("results.md", gpu_report.text(results))):
         part = out / (name + ".partial")
         part.write_text(text + "\n")
         part.replace(out / name)
-
-
-def table(results):
-    machine = results["machine"]
-    lines = [f"On {machine['gpu'] or 'no GPU'}, driver {machine['driver'] or 'none'}, {results['dtype']}; medians.", ""]
-    checks = results["parity"]
-    lines += [f"Parity with the CPU: {len(checks['checks']) - len(checks['failed'])} of {len(checks['checks'])} checks hold.", ""]
-    lines += ["| case | program | ms | to tinyfusion | share of the matrix rate | peak memory |", "|---|---|--:|--:|--:|--:|"]
-    memory = lambda found: f"{found['memory_bytes'] / 2**30:.1f} GiB" if found.get("memory_bytes") else ""  # noqa: E731
-    median = lambda found: statistics.median(found["seconds"]) if found and "seconds" in found else None  # noqa: E731
-    rates = [median(p) for p in results["cases"].get("matmul", {}).get("programs", {}).values()]
-    rates = [2 * 8192**3 / s for s in rates if s]
-    for label, case in results["cases"].items():
-        ours = median(case["programs"].get(OURS))
-        for name, found in case["programs"].items():
-            seconds = median(found)
-            if seconds is None:
-                lines.append(f"| {label} | {name} | failed: {found['error'].splitlines()[-1]} | | | |")
-                continue
-            ratio = f"{seconds / ours:.2f}×" if ours else ""
-            share = f"{100 * case['flops'] / seconds / max(rates):.0f} %" if case["flops"] and rates else ""
-            lines.append(f"| {label} | {name} | {1e3 * seconds:.2f} | {ratio} | {share} | {memory(found)} |")
-    whole, half = (median(results["cases"].get(f"sampling {m}, 32 samples", {}).get("programs", {}).get(OURS)) for m in BLOCKS)
-    if whole and half:
-        lines += ["", f"Half the blocks: {whole / half:.2f}× as fast as all of them."]
-    return "\n".join(lines)
 
 
 def refuse_what_cannot_run():
@@ -234,53 +261,83 @@ def torch_version():
     return torch.__version__
 
 
+def opened(args, networks, build):
+    """The results of the folder, which have to be of the same program and settings."""
+    file = args.out / "results.json"
+    settings = {"dtype": args.dtype, "device": args.device, "tiny": args.tiny, "networks": [n.name for n in networks], "binary_sha256": build}
+    if not file.exists():
+        return {"settings": settings, "parity": None, "cases": {}}
+    results = json.loads(file.read_text())
+    found = results.get("settings", {})
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise SystemExit(f"{file} has results of another {name} ({found.get(name)}, here {value}); give another --out")
+    return results
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary", help="tinyfusion, built with the feature cuda")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"))
+    parser.add_argument("--scratch", type=Path, help="where cases are written, 6 GB (default: the folder of --out)")
+    parser.add_argument("--keep", action="store_true", help="leave the cases there at the end")
+    parser.add_argument("--steps", type=int, default=20, help="steps that are timed")
+    parser.add_argument("--turn", type=int, default=5, help="steps of a program before it is the next one's turn")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--gpu-index", type=int, help="which GPU, as nvidia-smi counts them")
+    parser.add_argument("--dtype", choices=["bf16", "f32"], help="default: bf16, and f32 on a CPU")
+    parser.add_argument("--deadline", type=float, default=1e9, metavar="SECONDS", help="begin nothing later, and end what runs then")
+    parser.add_argument("--only", nargs="*", help="kinds to run: " + ", ".join(dict.fromkeys(kind for kind, *_ in cases(NETWORKS, SAMPLES))))
+    parser.add_argument("--tiny", action="store_true", help="small networks, no probes: a rehearsal")
+    args = parser.parse_args()
+    if args.steps < 1 or args.turn < 1:
+        parser.error("--steps and --turn must be at least 1")
+    args.dtype = args.dtype or ("bf16" if args.device == "cuda" else "f32")
+    args.scratch = args.scratch or args.out
+    args.ends = time.monotonic() + args.deadline
+    return args
+
+
 def main():
     if sys.argv[1:2] == ["--peer"]:
         del sys.argv[1]
         import peer
 
         return peer.main()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary", help="tinyfusion, built with the feature cuda")
-    parser.add_argument("--out", type=Path, default=Path("gpu-results"))
-    parser.add_argument("--scratch", type=Path, help="where cases are written, 3 GB each (default: the system's place)")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16")
-    parser.add_argument("--deadline", type=float, default=1e9, metavar="SECONDS", help="begin nothing later, and end what runs then")
-    parser.add_argument("--only", nargs="*", help="kinds to run: " + ", ".join(dict.fromkeys(c[0] for c in CASES)))
-    parser.add_argument("--tiny", action="store_true", help="small networks and few steps: a rehearsal")
-    args = parser.parse_args()
+    args = arguments()
     binary = str(Path(args.binary).resolve())
-    file = args.out / "results.json"
-    results = json.loads(file.read_text()) if file.exists() else {"dtype": args.dtype, "cases": {}}
-    args.ends = time.monotonic() + args.deadline
-    if args.device.startswith("cuda"):
+    networks, samples = (SMALL, FEW) if args.tiny else (NETWORKS, SAMPLES)
+    build = build_of(binary)
+    results = opened(args, networks, build)
+    if args.device == "cuda":
         refuse_what_cannot_run()
-    if results["dtype"] != args.dtype:
-        raise SystemExit(f"{file} has results in {results['dtype']}; give another --out")
-    if results.setdefault("binary_sha256", build_of(binary)) != build_of(binary):
-        raise SystemExit(f"{file} has results of another build; give another --out")
     if torch_version() is None:
         print("PyTorch is not installed: only tinyfusion is timed")
         WAYS.clear()
-    results["machine"] = {
-        "gpu": smi("--query-gpu=name", "--format=csv,noheader"),
-        "driver": smi("--query-gpu=driver_version", "--format=csv,noheader"),
-        "torch": torch_version(),
-    }
-    if not results.get("parity") or results["parity"]["error"] or results["parity"]["failed"]:
-        results["parity"] = parity(binary, args)
-        for failed in results["parity"]["failed"]:
-            print(f"differs from the CPU: {failed}")
+    name, driver = (smi(query, args) for query in ("name", "driver_version"))
+    results["machine"] = {"gpu": name, "driver": driver, "torch": torch_version()}
+    compared = results["parity"]
+    if args.device == "cuda" and (not compared or compared["error"] or compared["failed"]):
+        compared = results["parity"] = parity(binary, args)
+        for check in compared["failed"]:
+            print(f"differs from the CPU: {check['check']} in {check['dtype']}: {check['error'] or check['off']}")
         write(args.out, results)
-    cases = [(k, m and "DiT-S/8", m and 2) for k, m, _ in CASES[2:]] if args.tiny else CASES
-    for case in cases:
-        if not args.only or case[0] in args.only:
-            run_case(binary, case, args, results)
-    print(table(results))
-    if results["parity"]["failed"] or results["parity"]["error"]:
-        raise SystemExit(f"parity: {results['parity']['error'] or 'checks failed'}")
+    wanted = [case for case in cases(networks, samples) if not (args.tiny and case[0] in PROBES)]
+    wanted = [case for case in wanted if not args.only or case[0] in args.only]
+    folders = Cases(binary, build, wanted, args)
+    late = False
+    try:
+        for case in wanted:
+            run_case(binary, case, folders, args, results)
+    except gpu_turns.OutOfTime:
+        late = True
+        print("the time is over: the same command goes on from here")
+    write(args.out, results)
+    if not late and not args.keep:
+        folders.remove()
+    print(gpu_report.text(results))
+    if compared and (compared["failed"] or compared["error"]):
+        raise SystemExit(f"parity: {compared['error'] or 'checks failed'}")
 
 
 if __name__ == "__main__":

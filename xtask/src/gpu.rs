@@ -150,6 +150,8 @@ fn pack(out: &Path) -> Result<PathBuf> {
         "diffusion.py",
         "dit.py",
         "gpu.py",
+        "gpu_report.py",
+        "gpu_turns.py",
         "peer.py",
         "protocol.py",
         "setting.py",
