@@ -272,7 +272,7 @@ fn recomputed_blocks_have_the_same_gradients_bit_for_bit() {
         let net = Mar::new(&config(), &weights).unwrap();
         let loss = losses(&net.recomputing(recomputing), &objective, &draw);
         let vars: Vec<&Var> = vars.iter().map(|(_, v)| v).collect();
-        let mut sums = Gradients::new(&vars).unwrap();
+        let mut sums = Gradients::new(&vars);
         sums.backward(&loss.mean_all().unwrap()).unwrap();
         let sums = sums.sums().unwrap();
         sums.iter().map(flat).collect::<Vec<_>>()

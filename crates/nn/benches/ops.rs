@@ -39,7 +39,7 @@ fn time(
         return bencher.bench_local(|| op(&inputs).unwrap());
     }
     let inputs: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let mut sums = Gradients::new(&vars.iter().collect::<Vec<_>>()).unwrap();
+    let mut sums = Gradients::new(&vars.iter().collect::<Vec<_>>());
     bencher.bench_local(|| {
         sums.clear();
         sums.backward(&op(&inputs).unwrap().sum_all().unwrap())

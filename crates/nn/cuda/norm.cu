@@ -49,10 +49,11 @@ __device__ void layer_norm(const X *x, const M *scale, const M *shift, Y *y, siz
 }
 
 // dx = (dx̂ − mean(dx̂) − x̂·mean(dx̂·x̂))/σ with dx̂ = dy·(base + scale); and (mean, 1/σ) of every row, from which the
-// gradients of scale and shift are summed (sums.cu). dx may be null.
+// gradients of scale and shift are summed (sums.cu). dx may be null. Where there is an `onto`, it is added: the gradient of
+// a residual stream comes from the branch and from beside it.
 template <int W, typename X, typename M, typename Y>
-__device__ void layer_norm_backward(const Y *dy, const X *x, const M *scale, X *dx, float2 *stats, size_t rows,
-                                    uint32_t d, size_t t, size_t stride, float base, float eps) {
+__device__ void layer_norm_backward(const Y *dy, const X *x, const M *scale, const X *onto, X *dx, float2 *stats,
+                                    size_t rows, uint32_t d, size_t t, size_t stride, float base, float eps) {
     size_t row = warp_row();
     if (row >= rows) return;
     uint32_t lane = threadIdx.x % 32;
@@ -63,6 +64,7 @@ __device__ void layer_norm_backward(const Y *dy, const X *x, const M *scale, X *
     if (lane == 0) stats[row] = of;
     if (!dx) return;
     dx += row * d;
+    if (onto) onto += row * d;
     float total = 0.0f, along = 0.0f;
     for (uint32_t i = lane * W; i < d; i += 32 * W) {
         Pack<X, W> at = read<W>(x + i);
@@ -85,6 +87,12 @@ __device__ void layer_norm_backward(const Y *dy, const X *x, const M *scale, X *
             float hat = (to_float(at.values[w]) - of.x) * of.y;
             at.values[w] = from_float<X>(of.y * (dhat - total - hat * along));
         }
+        if (onto) {
+            Pack<X, W> beside = read<W>(onto + i);
+            // Not contracted with the product: as if it were a pass of its own.
+            for (int w = 0; w < W; w++)
+                at.values[w] = from_float<X>(__fadd_rn(to_float(beside.values[w]), to_float(at.values[w])));
+        }
         write(dx + i, at);
     }
 }
@@ -95,11 +103,12 @@ __device__ void layer_norm_backward(const Y *dy, const X *x, const M *scale, X *
         bool wide = aligned(x, scale, shift, y) && (d | stride) % WIDE<NARROWEST> == 0;                            \
         WIDE_IF(wide, NARROWEST, layer_norm, x, scale, shift, y, rows, d, t, stride, base, eps);                       \
     }                                                                                                                  \
-    extern "C" __global__ void layer_norm_backward_##suffix(const Y *dy, const X *x, const M *scale, X *dx,            \
-                                                            float2 *stats, size_t rows, uint32_t d, size_t t,          \
-                                                            size_t stride, float base, float eps) {                    \
-        bool wide = aligned(dy, x, scale, dx) && (d | stride) % WIDE<NARROWEST> == 0;                                  \
-        WIDE_IF(wide, NARROWEST, layer_norm_backward, dy, x, scale, dx, stats, rows, d, t, stride, base, eps);         \
+    extern "C" __global__ void layer_norm_backward_##suffix(const Y *dy, const X *x, const M *scale,                   \
+                                                            const X *onto, X *dx, float2 *stats, size_t rows,          \
+                                                            uint32_t d, size_t t, size_t stride, float base,           \
+                                                            float eps) {                                               \
+        bool wide = aligned(dy, x, scale, onto, dx) && (d | stride) % WIDE<NARROWEST> == 0;                            \
+        WIDE_IF(wide, NARROWEST, layer_norm_backward, dy, x, scale, onto, dx, stats, rows, d, t, stride, base, eps);   \
     }
 EXPORT(float, float, float, float, f32_f32_f32)
 EXPORT(bf16, bf16, bf16, bf16, bf16_bf16_bf16)

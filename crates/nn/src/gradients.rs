@@ -26,8 +26,10 @@ pub struct Gradients {
 #[derive(Debug)]
 struct Sum {
     var: Var,
-    value: Tensor,
-    /// Whether `value` is of this sum, and not left over from the last.
+    /// Kept from one sum to the next on a CPU, which has to clear new memory. A GPU has not, and can use this memory for
+    /// what a forward keeps.
+    buffer: Option<Tensor>,
+    /// Whether `buffer` holds this sum, and not what is left over from the last.
     begun: bool,
 }
 
@@ -45,24 +47,27 @@ pub(crate) fn has_sums() -> bool {
 
 impl Gradients {
     /// A sum for each of `vars`.
-    pub fn new(vars: &[&Var]) -> Result<Self> {
+    pub fn new(vars: &[&Var]) -> Self {
         let sums = vars
             .iter()
-            .map(|&var| {
-                Ok(Sum {
-                    var: var.clone(),
-                    value: var.zeros_like()?,
-                    begun: false,
-                })
+            .map(|&var| Sum {
+                var: var.clone(),
+                buffer: None,
+                begun: false,
             })
-            .collect::<Result<Vec<_>>>()?;
+            .collect();
         let index = vars.iter().enumerate().map(|(i, v)| (v.id(), i)).collect();
-        Ok(Self { sums, index })
+        Self { sums, index }
     }
 
-    /// Begins a new sum in the same buffers.
+    /// Begins a new sum.
     pub fn clear(&mut self) {
-        self.sums.iter_mut().for_each(|s| s.begun = false);
+        for sum in &mut self.sums {
+            sum.begun = false;
+            if sum.var.device().is_cuda() {
+                sum.buffer = None;
+            }
+        }
     }
 
     /// What `forward` computes, for a loss that goes to [`backward`](Self::backward) and nowhere else: blocks are recorded
@@ -111,46 +116,61 @@ impl Gradients {
             let Some(&at) = self.index.get(&theirs.var.id()) else {
                 bail!("gradients of other variables")
             };
-            self.sums[at].add(&theirs.value)?;
+            if let Some(value) = &theirs.buffer {
+                self.sums[at].add(value)?;
+            }
         }
         Ok(())
     }
 
     /// The sums in the order of the variables; zeros where no gradient came. They are buffers: the next pass
-    /// writes into them.
+    /// may write into them.
     pub fn sums(&mut self) -> Result<Vec<Tensor>> {
-        for sum in &mut self.sums {
-            if !sum.begun {
-                sum.add(&sum.var.zeros_like()?)?;
-            }
-        }
-        Ok(self.sums.iter().map(|s| s.value.clone()).collect())
+        self.sums
+            .iter_mut()
+            .map(|sum| {
+                if !sum.begun {
+                    sum.add(&sum.var.zeros_like()?)?;
+                }
+                sum.buffer()
+            })
+            .collect()
     }
 }
 
 impl Sum {
+    fn buffer(&mut self) -> Result<Tensor> {
+        if let Some(buffer) = &self.buffer {
+            return Ok(buffer.clone());
+        }
+        let buffer = new_buffer(&self.var)?;
+        self.buffer = Some(buffer.clone());
+        Ok(buffer)
+    }
+
     fn add(&mut self, gradient: &Tensor) -> Result<()> {
-        let begun = std::mem::replace(&mut self.begun, true);
-        if gradient.dims() != self.value.dims() {
+        if gradient.dims() != self.var.dims() {
             bail!(
                 "a gradient {:?} of a variable {:?}",
                 gradient.dims(),
-                self.value.dims()
+                self.var.dims()
             );
         }
+        let begun = std::mem::replace(&mut self.begun, true);
         #[cfg(feature = "cuda")]
-        if self.value.device().is_cuda() && self.value.dtype() == DType::F32 {
-            return crate::cuda::update::accumulate(&self.value, gradient, into(begun));
+        if self.var.device().is_cuda() && self.var.dtype() == DType::F32 {
+            let buffer = self.buffer()?;
+            return crate::cuda::update::accumulate(&buffer, gradient, into(begun));
         }
-        if !self.value.device().is_cpu() {
-            self.value = if begun {
-                (&self.value + gradient)?
-            } else {
-                gradient.clone()
-            };
+        if !self.var.device().is_cpu() {
+            self.buffer = Some(match (&self.buffer, begun) {
+                (Some(sum), true) => (sum + gradient)?,
+                _ => gradient.clone(),
+            });
             return Ok(());
         }
-        crate::ops::host!(gradient => gradient; mutate(&self.value, |sum| {
+        let buffer = self.buffer()?;
+        crate::ops::host!(gradient => gradient; mutate(&buffer, |sum| {
             in_chunks(sum, gradient, |sum, gradient| {
                 if begun {
                     sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += g);
@@ -167,7 +187,7 @@ impl Sum {
 /// thread and knows the variable; false otherwise.
 pub(crate) fn write_into_sum(var: &Tensor, write: impl FnOnce(&mut [f32], Into)) -> Result<bool> {
     // Only looked up under the borrow: what waits for other threads in `write` may be given another pass to run.
-    let Some((sum, into)) = sum_of(var) else {
+    let Some((sum, into)) = sum_of(var)? else {
         return Ok(false);
     };
     mutate(&sum, |values| {
@@ -179,13 +199,24 @@ pub(crate) fn write_into_sum(var: &Tensor, write: impl FnOnce(&mut [f32], Into))
 
 /// The sum of `var` in the pass that is under way on this thread, if that has one, and what to do with what it holds. From here on
 /// it counts as begun.
-pub(crate) fn sum_of(var: &Tensor) -> Option<(Tensor, Into)> {
+pub(crate) fn sum_of(var: &Tensor) -> Result<Option<(Tensor, Into)>> {
     ACTIVE.with_borrow_mut(|active| {
-        let all = active.as_mut()?;
-        let sum = &mut all.sums[*all.index.get(&var.id())?];
+        let known = active
+            .as_mut()
+            .and_then(|all| Some(&mut all.sums[*all.index.get(&var.id())?]));
+        let Some(sum) = known else { return Ok(None) };
         let begun = std::mem::replace(&mut sum.begun, true);
-        Some((sum.value.clone(), into(begun)))
+        Ok(Some((sum.buffer()?, into(begun))))
     })
+}
+
+/// For the sum of a variable's gradients, which are written into it before it is read.
+fn new_buffer(var: &Var) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if var.device().is_cuda() {
+        return crate::cuda::weights::buffer(var);
+    }
+    var.zeros_like()
 }
 
 fn into(begun: bool) -> Into {
@@ -299,7 +330,7 @@ mod tests {
     #[test]
     fn sums_are_those_of_candles_own_backward() {
         let vars = vars();
-        let mut sums = Gradients::new(&vars.iter().collect::<Vec<_>>()).unwrap();
+        let mut sums = Gradients::new(&vars.iter().collect::<Vec<_>>());
         // Twice, so that left-over values would show.
         for round in 0..2 {
             sums.clear();
@@ -336,10 +367,7 @@ mod tests {
     fn two_sums_add_up_and_an_unused_variable_has_zeros() {
         let vars = vars();
         let refs: Vec<&Var> = vars.iter().collect();
-        let (mut a, mut b) = (
-            Gradients::new(&refs).unwrap(),
-            Gradients::new(&refs).unwrap(),
-        );
+        let (mut a, mut b) = (Gradients::new(&refs), Gradients::new(&refs));
         let x = var(&[4, 5], 4.0).as_detached_tensor();
         a.backward(&loss(&vars, &x)).unwrap();
         b.backward(&loss(&vars, &x)).unwrap();
@@ -356,13 +384,13 @@ mod tests {
         }
         assert_eq!(a.sums().unwrap()[3].to_vec1::<f32>().unwrap(), [0.0; 2]);
         let other = var(&[2], 0.0);
-        assert!(a.add(&Gradients::new(&[&other]).unwrap()).is_err());
+        assert!(a.add(&Gradients::new(&[&other])).is_err());
     }
 
     #[test]
     fn a_failed_pass_leaves_nothing_active() {
         let vars = vars();
-        let mut sums = Gradients::new(&[&vars[0]]).unwrap();
+        let mut sums = Gradients::new(&[&vars[0]]);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _active = Active::enter(std::mem::take(&mut sums));
             panic!("in the middle");
@@ -375,12 +403,9 @@ mod tests {
     fn a_pass_within_a_pass_keeps_its_own_sums() {
         let (vars, x) = (vars(), var(&[4, 5], 4.0).as_detached_tensor());
         let refs: Vec<&Var> = vars.iter().collect();
-        let (mut alone, mut inner) = (
-            Gradients::new(&refs).unwrap(),
-            Gradients::new(&refs).unwrap(),
-        );
+        let (mut alone, mut inner) = (Gradients::new(&refs), Gradients::new(&refs));
         alone.backward(&loss(&vars, &x)).unwrap();
-        let outer = Active::enter(Gradients::new(&refs).unwrap());
+        let outer = Active::enter(Gradients::new(&refs));
         inner.backward(&loss(&vars, &x)).unwrap();
         let mut outer = outer.leave();
         let zero = |t: &Tensor| {

@@ -106,6 +106,18 @@ pub(crate) struct Tape {
 thread_local! {
     /// The tape of the block that is being computed on this thread.
     static RUNNING: RefCell<Option<Tape>> = const { RefCell::new(None) };
+    /// See [`found_so_far`].
+    static SO_FAR: RefCell<Option<(TensorId, Tensor)>> = const { RefCell::new(None) };
+}
+
+/// What was found so far of the gradient of the first argument of the operation whose backward runs, for a kernel that adds to it
+/// as it writes. Whoever takes it returns the sum.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+pub(crate) fn found_so_far(x: &Tensor) -> Option<Tensor> {
+    SO_FAR.with_borrow_mut(|so_far| {
+        let (_, sum) = so_far.take_if(|(id, _)| *id == x.id())?;
+        Some(sum)
+    })
 }
 
 impl Tape {
@@ -149,7 +161,11 @@ impl Tape {
         // Each record goes with what it kept.
         while let Some(Record { op, args, out }) = self.records.pop() {
             if let Some(gradient) = found.remove(&out.id()) {
+                let first = args.first().map(Tensor::id);
+                let so_far = first.and_then(|id| Some((id, found.remove(&id)?)));
+                SO_FAR.set(so_far);
                 let gradients = op.backward(&args, &out, &gradient)?;
+                found.extend(SO_FAR.take()); // what the operation has not added to
                 for (arg, gradient) in args.iter().zip(gradients) {
                     self.spread(&mut found, arg, gradient)?;
                 }

@@ -111,9 +111,7 @@ pub(crate) struct Workers {
 
 impl Workers {
     pub(crate) fn new(lanes: usize, vars: &[&Var]) -> Result<Self> {
-        let sums = (0..lanes.max(1))
-            .map(|_| Ok(Gradients::new(vars)?))
-            .collect::<Result<_>>()?;
+        let sums = (0..lanes.max(1)).map(|_| Gradients::new(vars)).collect();
         Ok(Self {
             lanes: Lanes::new(lanes)?,
             sums,

@@ -1,6 +1,7 @@
 use candle_core::{CudaStorage, DType, Result, Tensor};
 
 use crate::kernels::matmul::Into;
+use crate::tape::found_so_far;
 
 use super::{
     Arg, Grid, Module, View, launch, module, on_gpu, sums, tensor, typed, unwritten, zeros,
@@ -61,27 +62,34 @@ pub(crate) fn layer_norm(
     Ok(y)
 }
 
-/// dx if it is wanted, and (mean, 1/σ) of every row.
+/// dx if it is wanted, with what was found of it so far, and (mean, 1/σ) of every row.
 fn backward(
     dy: View<'_>,
     x: View<'_>,
     scale: View<'_>,
     rows: Rows,
-    want_dx: bool,
+    of: &Tensor,
 ) -> Result<(Option<CudaStorage>, CudaStorage)> {
-    let mut dx = match want_dx {
+    let mut dx = match of.track_op() {
         true => Some(unwritten(x.device(), rows.rows * rows.d, x.dtype())?),
         false => None,
     };
     let mut stats = unwritten(x.device(), 2 * rows.rows, DType::F32)?;
-    let args = vec![
-        Arg::In(dy),
-        Arg::In(x),
-        Arg::In(scale),
-        Arg::out_or_null(dx.as_mut()),
-        Arg::out(&mut stats),
-    ];
-    rows.launch("layer_norm_backward", (x, scale, dy.dtype()), args)?;
+    let mut run = |onto: Arg<'_>| {
+        let args = vec![
+            Arg::In(dy),
+            Arg::In(x),
+            Arg::In(scale),
+            onto,
+            Arg::out_or_null(dx.as_mut()),
+            Arg::out(&mut stats),
+        ];
+        rows.launch("layer_norm_backward", (x, scale, dy.dtype()), args)
+    };
+    match found_so_far(of) {
+        Some(onto) => on_gpu!(&onto => onto; run(Arg::In(onto)))?,
+        None => run(Arg::Null)?,
+    }
     Ok((dx, stats))
 }
 
@@ -96,7 +104,7 @@ pub(crate) fn modulated_backward(
 ) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let groups = rows.rows / rows.t;
     let (dx, dm) = on_gpu!(dy => dy, x => xs, m => ms; {
-        let (dx, stats) = backward(dy, xs, ms.at(scale), rows, x.track_op())?;
+        let (dx, stats) = backward(dy, xs, ms.at(scale), rows, x)?;
         let dm = match m.track_op() {
             true => {
                 let over = sums::Rows { groups, t: rows.t, d: rows.d };
@@ -125,7 +133,7 @@ pub(crate) fn affine_backward(
 ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
     let d = rows.d;
     let (dx, sums) = on_gpu!(dy => dy, x => xs, weight => weights; {
-        let (dx, stats) = backward(dy, xs, weights, rows, x.track_op())?;
+        let (dx, stats) = backward(dy, xs, weights, rows, x)?;
         let sums = match weight.track_op() || bias.track_op() {
             true => {
                 let over = sums::Rows { groups: 1, t: rows.rows, d };

@@ -40,6 +40,13 @@ impl<F: FnOnce(&mut CudaStorage, usize) -> Result<()>> InplaceOp1 for Mutate<F> 
     }
 }
 
+/// Memory of a tensor's size and type, all of which is written before any is read.
+pub(crate) fn buffer(like: &Tensor) -> Result<Tensor> {
+    let n = like.elem_count();
+    let own = on_gpu!(like => like; unwritten(like.device(), n, like.dtype())?);
+    Ok(tensor(own, like.shape()))
+}
+
 /// The gradient of `weight`, formed by `write` from a value of a storage on: into its running sum where there is one (then there
 /// is nothing to hand on), otherwise as a tensor of its type; none for a frozen weight.
 pub(super) fn gradient(
@@ -50,7 +57,7 @@ pub(super) fn gradient(
         return Ok(None);
     }
     if weight.dtype() == DType::F32
-        && let Some((sum, into)) = sum_of(weight)
+        && let Some((sum, into)) = sum_of(weight)?
     {
         mutate(&sum, |values, from| write(values, from, into))?;
         return Ok(None);

@@ -185,14 +185,14 @@ where
         variables: &'a [(String, Var)],
     ) -> Result<Self> {
         let vars: Vec<&Var> = variables.iter().map(|(_, var)| var).collect();
-        let lanes = (0..config.lanes.max(1)).map(|_| Ok(Gradients::new(&vars)?));
+        let lanes = (0..config.lanes.max(1)).map(|_| Gradients::new(&vars));
         Ok(Self {
             config,
             net,
             objective,
             variables,
             pools: Lanes::new(config.lanes)?,
-            lanes: lanes.collect::<Result<_>>()?,
+            lanes: lanes.collect(),
             sums: vars.iter().map(|v| vec![0.0; v.elem_count()]).collect(),
         })
     }

@@ -124,7 +124,7 @@ fn answers<F: Family>(
         anyhow::Ok((said, losses))
     })?;
     let trained: Vec<&Var> = vars.iter().map(|(_, var)| var).chain(&mask).collect();
-    let mut gradients = Gradients::new(&trained)?;
+    let mut gradients = Gradients::new(&trained);
     gradients.backward(&losses.mean_all()?)?;
     let mut found = vec![on_cpu([said])?, on_cpu([losses.detach()])?];
     let mut gradients = on_cpu(gradients.sums()?)?;
