@@ -68,18 +68,17 @@ pub(crate) struct Split {
 impl Split {
     /// Of every blended block of a plan. All indices go to the device in one copy.
     pub(crate) fn of(plan: &Plan) -> Result<Vec<Option<Self>>> {
-        let kept = kept(plan)?;
+        let orders: Vec<Option<Order>> = kept(plan)?
+            .iter()
+            .map(|kept| kept.as_deref().map(Order::new))
+            .collect();
         let device = plan.blocks.iter().find_map(|block| match block {
             BlockPlan::Blend(gate) => Some(gate.mask.device()),
             _ => None,
         });
         let Some(device) = device else {
-            return Ok(kept.iter().map(|_| None).collect());
+            return Ok(orders.iter().map(|_| None).collect());
         };
-        let orders: Vec<Option<Order>> = kept
-            .iter()
-            .map(|kept| kept.as_deref().map(Order::new))
-            .collect();
         let all: Vec<u32> = orders
             .iter()
             .flatten()
@@ -87,35 +86,13 @@ impl Split {
             .collect();
         let all = Tensor::new(all, device)?; // (blocks·2·B,)
         let mut start = 0;
-        let mut next = |n: usize| {
-            start += n;
-            all.narrow(0, start - n, n)
-        };
         orders
-            .into_iter()
+            .iter()
             .map(|order| {
-                let Some(Order {
-                    samples,
-                    kept,
-                    back,
-                }) = order
-                else {
-                    return Ok(None);
-                };
-                let mut index = |samples: &[u32]| -> Result<Option<Index>> {
-                    if samples.is_empty() {
-                        return Ok(None);
-                    }
-                    Ok(Some(Index {
-                        host: Tensor::new(samples, &Device::Cpu)?,
-                        device: next(samples.len())?,
-                    }))
-                };
-                Ok(Some(Self {
-                    kept: index(&samples[..kept])?,
-                    dropped: index(&samples[kept..])?,
-                    place: next(back.len())?,
-                }))
+                let Some(order) = order else { return Ok(None) };
+                let n = order.samples.len();
+                start += 2 * n;
+                order.split(&all.narrow(0, start - 2 * n, 2 * n)?).map(Some)
             })
             .collect()
     }
@@ -145,6 +122,25 @@ impl Order {
             kept,
             back,
         }
+    }
+
+    /// With `samples` and then `back`, which is the split's `place`, on the device, (2·B,).
+    fn split(&self, device: &Tensor) -> Result<Split> {
+        let n = self.samples.len();
+        let index = |from: usize, to: usize| -> Result<Option<Index>> {
+            if from == to {
+                return Ok(None);
+            }
+            Ok(Some(Index {
+                host: Tensor::new(&self.samples[from..to], &Device::Cpu)?,
+                device: device.narrow(0, from, to - from)?,
+            }))
+        };
+        Ok(Split {
+            kept: index(0, self.kept)?,
+            dropped: index(self.kept, n)?,
+            place: device.narrow(0, n, n)?,
+        })
     }
 }
 
