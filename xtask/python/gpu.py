@@ -8,6 +8,7 @@ the folder. `cargo xtask gpu` packs this file and its neighbours into gpu.pyz.
 
 import argparse
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -42,17 +43,18 @@ WAYS = {
     "torch, plain attention": ["--attention", "plain"],
 }
 WARM_UP = {COMPILED: 5}
+# One operation each, which has no ways.
 PROBES = ("matmul", "copy")
+TRAINING = ("fine-tune", "learn-lora", "learn-full", "masked-kd")
+KINDS = (*PROBES, "sampling", *TRAINING)
 
 
 def cases(networks, samples):
     """(kind, network, samples)"""
     whole, half = networks
     yield from ((kind, None, 0) for kind in PROBES)
-    yield "sampling", whole, samples
-    yield "sampling", half, samples
-    for kind in ("fine-tune", "learn-lora", "learn-full", "masked-kd"):
-        yield kind, whole, samples
+    yield from (("sampling", network, samples) for network in (whole, half))
+    yield from ((kind, whole, samples) for kind in TRAINING)
 
 
 def flops(kind, network, batch):
@@ -129,11 +131,12 @@ def parity(binary, args):
     return {"checks": checks, "failed": failed, "error": error}
 
 
-def contenders(binary, folder, args):
+def contenders(binary, kind, folder, args):
     where = ["--device", args.device, "--dtype", args.dtype]
     yield OURS, [binary, "bench", "worker", str(folder), *where]
-    for name, flags in WAYS.items():
-        yield name, [sys.executable, sys.argv[0], "--peer", str(folder), *where, *flags]
+    if torch_version():
+        for name, flags in ({"torch": []} if kind in PROBES else WAYS).items():
+            yield name, [sys.executable, sys.argv[0], "--peer", str(folder), *where, *flags]
 
 
 class Cases:
@@ -207,7 +210,7 @@ def run_case(binary, case, folders, args, results):
 
     def missing(folder):
         # What failed is tried again.
-        all_of_them = contenders(binary, folder, args)
+        all_of_them = contenders(binary, kind, folder, args)
         return [(name, command) for name, command in all_of_them if "seconds" not in entry["programs"].get(name, {})]
 
     if not missing(""):
@@ -253,6 +256,7 @@ def build_of(binary):
     return hashlib.sha256(Path(binary).read_bytes()).hexdigest()
 
 
+@functools.cache
 def torch_version():
     try:
         import torch
@@ -287,7 +291,7 @@ def arguments():
     parser.add_argument("--gpu-index", type=int, help="which GPU, as nvidia-smi counts them")
     parser.add_argument("--dtype", choices=["bf16", "f32"], help="default: bf16, and f32 on a CPU")
     parser.add_argument("--deadline", type=float, default=1e9, metavar="SECONDS", help="begin nothing later, and end what runs then")
-    parser.add_argument("--only", nargs="*", help="kinds to run: " + ", ".join(dict.fromkeys(kind for kind, *_ in cases(NETWORKS, SAMPLES))))
+    parser.add_argument("--only", nargs="+", choices=KINDS, metavar="KIND", help="kinds to run: " + ", ".join(KINDS))
     parser.add_argument("--tiny", action="store_true", help="small networks, no probes: a rehearsal")
     args = parser.parse_args()
     if args.steps < 1 or args.turn < 1:
@@ -313,7 +317,6 @@ def main():
         refuse_what_cannot_run()
     if torch_version() is None:
         print("PyTorch is not installed: only tinyfusion is timed")
-        WAYS.clear()
     name, driver = (smi(query, args) for query in ("name", "driver_version"))
     results["machine"] = {"gpu": name, "driver": driver, "torch": torch_version()}
     compared = results["parity"]

@@ -23,11 +23,10 @@ class OutOfTime(Exception):
 
 
 class Worker:
-    """A program that has loaded everything and taken its first steps."""
+    """A program that was started."""
 
     def __init__(self, contender, place):
-        self.contender, self.ends, self.seconds = contender, place.ends, []
-        before = place.free()
+        self.contender, self.place, self.seconds, self.taken = contender, place, [], None
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             contender.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=place.environment
@@ -35,14 +34,16 @@ class Worker:
         # A program that hangs, or is not done in time, is one that dies.
         self.alarm = threading.Timer(max(place.ends - time.monotonic(), 0), self.process.kill)
         self.alarm.start()
-        try:
-            self.versions = self.answer().get("versions", {})
-            for _ in range(contender.warm_up):
-                self.step()
-        except BaseException:
-            self.kill()
-            raise
-        after = place.free()
+
+    def load(self):
+        self.versions = self.answer().get("versions", {})
+
+    def warm_up(self):
+        """The steps that are not counted; what memory they take."""
+        before = self.place.free()
+        for _ in range(self.contender.warm_up):
+            self.step()
+        after = self.place.free()
         self.taken = None if before is None or after is None else before - after
 
     def answer(self):
@@ -50,7 +51,7 @@ class Worker:
         if line:
             return json.loads(line)
         self.process.wait()
-        if time.monotonic() >= self.ends:
+        if time.monotonic() >= self.place.ends:
             raise OutOfTime
         self.errors.seek(0)
         # The frames of a backtrace are indented, in both languages.
@@ -91,7 +92,7 @@ class Worker:
 
 
 def fits(running, place):
-    """Whether one more that is as large as the largest finds room on the GPU."""
+    """Whether one more that grows as much as the one that grew most finds room on the GPU."""
     free, taken = place.free(), [w.taken for w in running if w.taken is not None]
     return free is None or not taken or free >= MARGIN * max(taken)
 
@@ -99,51 +100,54 @@ def fits(running, place):
 def measure(contenders, place, record):
     """Lets them take turns, and then, each alone, those that found no room or failed beside the others. `record` gets the
     name of each and what was found, or its error; raises OutOfTime where the time was over before."""
-    waiting = together(contenders, place, record)
-    for contender in waiting:
+    for contender in together(contenders, place, record):
         together([contender], place, record)
 
 
 def together(contenders, place, record):
     """Returns those that could not take part and have not been tried alone."""
-    running, waiting = [], []
+    if time.monotonic() >= place.ends:
+        raise OutOfTime
+    waiting, live = [], []
 
-    def failed(contender, error):
-        if running:
-            waiting.append(contender)
+    def leave(worker, error=None):
+        live.remove(worker)
+        worker.kill()
+        if live:
+            waiting.append(worker.contender)
         else:
-            record(contender.name, {"error": str(error) or type(error).__name__})
+            record(worker.contender.name, {"error": str(error) or type(error).__name__})
+
+    def each(work):
+        """What fails is not there for what comes then."""
+        for worker in list(live):
+            try:
+                work(worker)
+            except FAULTS as error:
+                leave(worker, error)
+
+    def warm_up(worker):
+        if fits([w for w in live if w is not worker], place):
+            worker.warm_up()
+        else:
+            leave(worker)
+
+    def finish(worker):
+        name, found = worker.contender.name, worker.finish()
+        live.remove(worker)
+        worker.kill()
+        record(name, {**found, "in_turn_with": [other for other in names if other != name]})
 
     try:
-        for contender in contenders:
-            if time.monotonic() >= place.ends:
-                raise OutOfTime
-            if running and not fits(running, place):
-                waiting.append(contender)
-                continue
-            try:
-                running.append(Worker(contender, place))
-            except FAULTS as error:
-                failed(contender, error)
+        # All load at once; their steps are one program's at a time.
+        live += [Worker(contender, place) for contender in contenders]
+        each(Worker.load)
+        each(warm_up)
         for done in range(0, place.steps, place.per_turn):
-            for worker in list(running):
-                try:
-                    worker.turn(min(place.per_turn, place.steps - done))
-                except FAULTS as error:
-                    running.remove(worker)
-                    worker.kill()
-                    failed(worker.contender, error)
-        names = [worker.contender.name for worker in running]
-        while running:
-            worker = running.pop(0)
-            try:
-                name, found = worker.contender.name, worker.finish()
-                record(name, {**found, "in_turn_with": [other for other in names if other != name]})
-            except FAULTS as error:
-                failed(worker.contender, error)
-            finally:
-                worker.kill()
+            each(lambda worker, steps=min(place.per_turn, place.steps - done): worker.turn(steps))
+        names = [worker.contender.name for worker in live]
+        each(finish)
     finally:
-        for worker in running:
+        for worker in live:
             worker.kill()
     return waiting
