@@ -101,10 +101,19 @@ pub(crate) struct Computed {
 impl Compute {
     /// For what is only read, cut and written.
     pub(crate) fn on_cpu() -> Self {
+        Self::on(Device::Cpu, DType::F32)
+    }
+
+    /// A device that is open, with products in f32 or bf16.
+    pub(crate) fn on(device: Device, dtype: DType) -> Self {
+        let precision = match dtype {
+            DType::BF16 => Precision::Bf16,
+            _ => Precision::F32,
+        };
         Self {
-            device: Device::Cpu,
-            dtype: DType::F32,
-            precision: Precision::F32,
+            device,
+            dtype,
+            precision,
         }
     }
 

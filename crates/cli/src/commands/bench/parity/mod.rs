@@ -43,10 +43,7 @@ impl Check {
     fn compare(&self, device: &Device) -> Vec<(DType, Result<f64>)> {
         let expected = (self.run)(&Compute::on_cpu());
         let compare = |&dtype: &DType| {
-            let compute = Compute {
-                device: device.clone(),
-                dtype,
-            };
+            let compute = Compute::on(device.clone(), dtype);
             let off = match &expected {
                 Ok(expected) => (self.run)(&compute).and_then(|found| worst(expected, &found)),
                 Err(error) => Err(anyhow::anyhow!("on the CPU: {error:#}")),
