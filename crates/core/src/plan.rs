@@ -85,12 +85,11 @@ impl Plan {
     }
 }
 
-/// The columns (B,) of a mask (B, depth).
+/// The columns (B,) of a mask (B, depth), each in one piece.
 fn columns(mask: &Tensor) -> Result<Vec<Tensor>> {
     let (_, depth) = mask.dims2()?;
-    (0..depth)
-        .map(|i| Ok(mask.narrow(1, i, 1)?.squeeze(1)?))
-        .collect()
+    let columns = mask.t()?.contiguous()?; // (depth, B)
+    (0..depth).map(|i| Ok(columns.get(i)?)).collect()
 }
 
 /// What a run leaves behind.
