@@ -180,7 +180,11 @@ fn worst(got: &[Tensor], want: &[Tensor], allowed: f64) -> Result<Discrepancy> {
         // Not `max`, which would drop a NaN; once there is one, it stays.
         let off = got.iter().zip(&want).fold(0.0, |most: f64, (g, w)| {
             let off = (g - w).abs() / largest;
-            if most.is_nan() || off <= most { most } else { off }
+            if most.is_nan() || off <= most {
+                most
+            } else {
+                off
+            }
         });
         if off.is_nan() || off > found.off {
             found = Discrepancy {

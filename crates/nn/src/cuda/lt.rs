@@ -41,7 +41,7 @@ pub(crate) struct Written {
 ///
 /// Taken are operands of bf16 on GPUs of compute capability 8 and above, with I and O multiples of 8 and every operand
 /// beginning at a multiple of 16 bytes: then all rows do, which the fast kernels want, and what GELU keeps for its backward
-/// must have rows of a multiple of 8 values.
+/// must have rows of a multiple of 8 values. Sizes for which the library knows no algorithm are not taken.
 ///
 /// The bias is added in the epilogue. GELU-tanh is computed there on compute capability 9 to 11, of the sums before they
 /// are rounded; elsewhere cublasLt's is slower than a kernel behind the product (github.com/karpathy/llm.c/pull/591,
@@ -74,7 +74,9 @@ pub(crate) fn linear(
         true => Some(unwritten(x.device(), n, DType::BF16)?),
         false => None,
     };
-    lt.product([x, w, b], &mut y, pre.as_mut(), sizes, epilogue)?;
+    if !lt.product([x, w, b], &mut y, pre.as_mut(), sizes, epilogue)? {
+        return Ok(None);
+    }
     Ok(Some(match kind {
         Some(kind) if !gelu => Written {
             y: act(kind, View::whole(&y), n)?,
@@ -117,7 +119,7 @@ struct Lt {
     /// The first digit of the GPU's compute capability.
     capability: i32,
     /// Choosing one takes the library tens of microseconds.
-    algorithms: Mutex<HashMap<Key, Algorithm>>,
+    algorithms: Mutex<HashMap<Key, Option<Algorithm>>>,
 }
 
 // SAFETY: the library allows calls from several threads with one handle, and the handle has no settings that they could
@@ -153,7 +155,7 @@ impl Lt {
         Ok(lt)
     }
 
-    /// Goes on the device's stream, and nothing waits for it.
+    /// Goes on the device's stream, and nothing waits for it. False, and nothing done, where there is no algorithm.
     fn product(
         &self,
         [x, w, b]: [View<'_>; 3],
@@ -161,7 +163,7 @@ impl Lt {
         pre: Option<&mut CudaStorage>,
         sizes: Sizes,
         epilogue: Epilogue,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (device, stream) = (x.device(), x.device().cuda_stream());
         let Sizes { rows, o, i } = sizes;
         let named = |call: &'static str| {
@@ -212,6 +214,9 @@ impl Lt {
             }
         };
         drop(algorithms);
+        let Some(chosen) = chosen else {
+            return Ok(false);
+        };
         let workspace = match chosen.workspace {
             0 => 0,
             bytes => {
@@ -246,11 +251,12 @@ impl Lt {
                 stream.cu_stream().cast(),
             )
         };
-        done.map_err(named("cublasLtMatmul"))
+        done.map_err(named("cublasLtMatmul"))?;
+        Ok(true)
     }
 
-    /// The library's first choice among algorithms that keep all partial sums in f32.
-    fn choose(&self, problem: &Problem, alignment: u32) -> Called<Algorithm> {
+    /// The library's first choice among algorithms that keep all partial sums in f32, if it has any.
+    fn choose(&self, problem: &Problem, alignment: u32) -> Called<Option<Algorithm>> {
         let preference = Owned {
             raw: result::create_matmul_pref()?,
             destroy: result::destroy_matmul_pref,
@@ -287,11 +293,15 @@ impl Lt {
                 problem.y.raw,
                 preference.raw,
             )
-        }?;
-        Ok(Algorithm {
-            algorithm: found.algo,
-            workspace: found.workspaceSize,
-        })
+        };
+        match found {
+            Ok(found) => Ok(Some(Algorithm {
+                algorithm: found.algo,
+                workspace: found.workspaceSize,
+            })),
+            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
