@@ -42,28 +42,31 @@ struct HeadDrop {
     int t;
     __device__ __forceinline__ HeadDrop(const Drop &d, int t)
         : drop(d), key(d.keys ? d.keys[blockIdx.z] : 0), head(blockIdx.y), t(t) {}
-    __device__ __forceinline__ float operator()(int query, int key_row) const {
-        return drop.keys ? drop.factor(key, (head * t + query) * t + key_row) : 1.0f;
+    __device__ __forceinline__ bool keeps(int query, int key_row) const {
+        return drop.keeps(key, (head * t + query) * t + key_row);
     }
-    /// Calls f with a function of (query, key), the factors. Where nothing is dropped it is a constant, and costs nothing.
-    template <typename F> __device__ __forceinline__ void factors(F f) const {
-        if (drop.keys)
-            f([&](int query, int key_row) { return drop.factor(key, (head * t + query) * t + key_row); });
-        else
-            f([](int, int) { return 1.0f; });
+    __device__ __forceinline__ float operator()(int query, int key_row) const {
+        return !drop.keys || keeps(query, key_row) ? drop.scale : 0.0f;
     }
 };
 
-// delta (B, H, T) = Σ dout·out over a head's values, which is Σ dP·P over the keys. One warp per row.
-template <typename T> __device__ void attention_delta(const T *dout, const T *out, float *delta, Problem p, int rows) {
-    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; // of (B, T, H)
-    if (row >= rows) return;
+// delta (B, H, T) = Σ dout·out over a head's values, which is Σ dP·P over the keys. Eight lanes per row, W values at once.
+template <int W, typename T>
+__device__ __forceinline__ void attention_delta(const T *dout, const T *out, float *delta, Problem p, int rows) {
+    constexpr int LANES = 8;
+    const int row = blockIdx.x * (blockDim.x / LANES) + threadIdx.x / LANES; // of (B, T, H)
     float sum = 0.0f;
-    for (int i = threadIdx.x % 32; i < p.e; i += 32)
-        sum += to_float(dout[(size_t)row * p.e + i]) * to_float(out[(size_t)row * p.e + i]);
-    sum = warp_sum(sum);
-    int token = row / p.heads, head = row % p.heads;
-    if (threadIdx.x % 32 == 0) delta[((size_t)(token / p.t) * p.heads + head) * p.t + token % p.t] = sum;
+    if (row < rows)
+        for (int i = threadIdx.x % LANES * W; i < p.e; i += LANES * W) {
+            const size_t at = (size_t)row * p.e + i;
+            const Pack<T, W> a = read<W>(dout + at), b = read<W>(out + at);
+            for (int v = 0; v < W; v++) sum += to_float(a.values[v]) * to_float(b.values[v]);
+        }
+    for (int apart = LANES / 2; apart > 0; apart /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, apart);
+    if (row < rows && threadIdx.x % LANES == 0) {
+        const int token = row / p.heads, head = row % p.heads;
+        delta[((size_t)(token / p.t) * p.heads + head) * p.t + token % p.t] = sum;
+    }
 }
 
 // Exports the kernels of a head size, whose sizes are Chosen<E>::Forward, Dq and Dkv; BLOCKS of a kernel are meant to fit on a
@@ -92,5 +95,6 @@ template <typename T> __device__ void attention_delta(const T *dout, const T *ou
 #define EXPORT_DELTA(T, suffix)                                                                                        \
     extern "C" __global__ void attention_delta_##suffix(const T *dout, const T *out, float *delta, int t, int heads,   \
                                                         int e, int rows) {                                             \
-        attention_delta(dout, out, delta, Problem{t, heads, e, 0.0f}, rows);                                           \
+        const Problem p{t, heads, e, 0.0f};                                                                            \
+        WIDE_IF(e % WIDE<T> == 0 && aligned(dout, out), T, attention_delta, dout, out, delta, p, rows);                \
     }

@@ -46,6 +46,13 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
+/// threadIdx.x, read again: what follows from it is worked out again too, where it would else take registers meanwhile.
+__device__ __forceinline__ unsigned thread_again() {
+    unsigned thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 /// Copies from the device's memory to shared memory. They are there for the thread that began them when it has waited, and
 /// for the others of its block behind the barrier that follows.
 struct Copies {

@@ -70,21 +70,21 @@ impl Kernels {
             }
             DType::BF16 => {
                 let (widest, module) = BF16.iter().find(|(widest, _)| e <= *widest)?;
-                let (own, columns_dkv) = if *widest <= 80 { (128, 64) } else { (64, 32) };
+                let (columns, own) = if *widest <= 80 { (64, 128) } else { (32, 64) };
                 Some(Self {
                     module,
                     widest: *widest,
                     dtype,
-                    forward: Tiles::new(own, 64, 1, 0),
-                    dq: Tiles::new(64, 64, 2, 0),
-                    dkv: Tiles::new(64, columns_dkv, 2, 2),
+                    forward: Tiles::new(128, columns, 1, 0),
+                    dq: Tiles::new(own, 32, 2, 0),
+                    dkv: Tiles::new(own, 32, 2, 2),
                 })
             }
             _ => None,
         }
     }
 
-    /// Bytes of shared memory: `Shared` in `cuda/attention_fma.cuh` and `cuda/attention_mma.cuh`.
+    /// Bytes of shared memory: `Shared` in `cuda/attention_fma.cuh` and `cuda/attention_tiles.cuh`.
     fn shared(self, tiles: Tiles) -> usize {
         let Tiles { own, columns, .. } = tiles;
         if self.dtype == DType::BF16 {
@@ -247,7 +247,8 @@ pub(crate) fn backward(
                 Arg::count(problem.rows())?,
             ];
             let name = typed("attention_delta", &[x.dtype()])?;
-            launch(x.device(), &DELTA, &name, Grid::warps(problem.rows()), args)?;
+            let grid = Grid::threads([problem.rows().div_ceil(32), 1, 1], 256);
+            launch(x.device(), &DELTA, &name, grid, args)?;
             let mut dqkv = unwritten(x.device(), 3 * problem.rows() * shape.e, x.dtype())?;
             for (what, tiles) in [
                 ("attention_dq", problem.kernels.dq),

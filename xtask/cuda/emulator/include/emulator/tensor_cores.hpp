@@ -81,6 +81,8 @@ inline void load_transposed(uint32_t (&to)[4], const __nv_bfloat16 *row) { emula
 
 inline float power_of_two(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
 
+inline unsigned thread_again() { return emulator::running.thread.x; }
+
 // What is copied is there as late as it may be, and until then there are NaNs.
 class Copies {
     struct Piece {
