@@ -61,9 +61,11 @@ struct Copies {
         static_assert(BYTES == 4 || BYTES == 16);
         uint32_t address = (uint32_t)__cvta_generic_to_shared(to), bytes = there ? BYTES : 0;
         if constexpr (BYTES == 16) // past the first cache
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
+                         : "memory");
         else
-            asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+            asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(bytes)
+                         : "memory");
     }
     __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 };
@@ -72,5 +74,6 @@ struct Copies {
 
 /// Two values as an operand holds them.
 __device__ __forceinline__ uint32_t pack(float first, float second) {
-    return (uint32_t)__bfloat16_as_ushort(from_float<bf16>(second)) << 16 | __bfloat16_as_ushort(from_float<bf16>(first));
+    const uint32_t upper = __bfloat16_as_ushort(from_float<bf16>(second));
+    return upper << 16 | __bfloat16_as_ushort(from_float<bf16>(first));
 }

@@ -27,8 +27,9 @@ struct Tiles {
     own: usize,
     /// Rows of the other side at once.
     columns: usize,
-    /// Matrices of its own rows, and numbers for each row of the other side.
+    /// Matrices of its own rows; of the other side there are two, in bf16 twice.
     matrices: usize,
+    /// Numbers for each row of the other side.
     numbers: usize,
 }
 
