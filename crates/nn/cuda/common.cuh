@@ -72,13 +72,16 @@ struct Drop {
     uint32_t threshold;
     float scale;
 
-    __device__ __forceinline__ float factor(uint64_t key, uint64_t place) const {
+    __device__ __forceinline__ bool keeps(uint64_t key, uint64_t place) const {
         constexpr uint64_t GOLDEN = 0x9e3779b97f4a7c15ull;
         // The finaliser of SplitMix64 (Steele, Lea & Flood 2014).
         uint64_t z = key + place * GOLDEN + GOLDEN;
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
         z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
         z ^= z >> 31;
-        return (uint32_t)(z >> 32) >= threshold ? scale : 0.0f;
+        return (uint32_t)(z >> 32) >= threshold;
+    }
+    __device__ __forceinline__ float factor(uint64_t key, uint64_t place) const {
+        return keeps(key, place) ? scale : 0.0f;
     }
 };

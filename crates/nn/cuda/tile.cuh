@@ -1,28 +1,13 @@
-// Products of small matrices in shared memory, worked on by a warp: on tensor cores in bf16, with FMA in float.
+// Products of small matrices of float in shared memory, worked on by a warp with FMA.
 //
-// An Accumulator is 16×16 floats held by a warp. Only fill, product, store and load touch it, so nothing here depends on
+// An Accumulator is 16×16 floats held by a warp. Only clear, product, store and load touch it, so nothing else depends on
 // which lane holds what.
 #pragma once
 
 #include "common.cuh"
-#include <mma.h>
-
-template <typename T> struct Accumulator;
-
-template <> struct Accumulator<bf16> {
-    nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> values;
-
-    __device__ __forceinline__ void clear() { nvcuda::wmma::fill_fragment(values, 0.0f); }
-    __device__ __forceinline__ void store(float *to, int ld) const {
-        nvcuda::wmma::store_matrix_sync(to, values, ld, nvcuda::wmma::mem_row_major);
-    }
-    __device__ __forceinline__ void load(const float *from, int ld) {
-        nvcuda::wmma::load_matrix_sync(values, from, ld, nvcuda::wmma::mem_row_major);
-    }
-};
 
 /// A lane holds two rows of four columns.
-template <> struct Accumulator<float> {
+struct Accumulator {
     float values[2][4];
 
     static __device__ __forceinline__ int row() { return threadIdx.x % 32 / 4 * 2; }
@@ -44,39 +29,17 @@ template <> struct Accumulator<float> {
 /// How B lies in memory: by rows (depth, 16·N), or transposed, (16·N, depth).
 enum Lies { BY_ROWS, TRANSPOSED };
 
-/// acc (16, 16·N) += A (16, DEPTH) · B (DEPTH, 16·N).
-template <Lies LIES, int DEPTH, int N>
-__device__ __forceinline__ void product(Accumulator<bf16> (&acc)[N], const bf16 *a, int lda, const bf16 *b, int ldb) {
-    using namespace nvcuda::wmma;
-#pragma unroll 1 // unrolled, more would be loaded ahead than there are registers for
-    for (int k = 0; k < DEPTH; k += 16) {
-        fragment<matrix_a, 16, 16, 16, bf16, row_major> left;
-        load_matrix_sync(left, a + k, lda);
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            if constexpr (LIES == TRANSPOSED) {
-                fragment<matrix_b, 16, 16, 16, bf16, col_major> right;
-                load_matrix_sync(right, b + n * 16 * ldb + k, ldb);
-                mma_sync(acc[n].values, left, right, acc[n].values);
-            } else {
-                fragment<matrix_b, 16, 16, 16, bf16, row_major> right;
-                load_matrix_sync(right, b + k * ldb + n * 16, ldb);
-                mma_sync(acc[n].values, left, right, acc[n].values);
-            }
-        }
-    }
-}
-
 /// Rows of four floats, aligned as the tiles are.
 __device__ __forceinline__ void load_four(float (&to)[4], const float *from) {
     float4 four = *(const float4 *)from;
     to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
 }
 
+/// acc (16, 16·N) += A (16, DEPTH) · B (DEPTH, 16·N).
 template <Lies LIES, int DEPTH, int N>
-__device__ __forceinline__ void product(Accumulator<float> (&acc)[N], const float *a, int lda, const float *b,
+__device__ __forceinline__ void product(Accumulator (&acc)[N], const float *a, int lda, const float *b,
                                         int ldb) {
-    int row = Accumulator<float>::row(), column = Accumulator<float>::column();
+    int row = Accumulator::row(), column = Accumulator::column();
     // Not unrolled: the loop is long, and its registers are those of the accumulators.
 #pragma unroll 1
     for (int k = 0; k < DEPTH; k += 4) {
@@ -97,21 +60,21 @@ __device__ __forceinline__ void product(Accumulator<float> (&acc)[N], const floa
 
 /// `rows` rows from `first` of a matrix (t, e) whose rows stand `stride` apart, into shared memory: as rows of E values,
 /// `ld` apart, with zeros beyond t and e. All threads of the block take part.
-template <typename T, int E>
-__device__ __forceinline__ void load_tile(T *to, int ld, const T *from, size_t stride, int first, int rows, int t,
+template <int E>
+__device__ __forceinline__ void load_tile(float *to, int ld, const float *from, size_t stride, int first, int rows, int t,
                                           int e) {
-    constexpr int WIDE = 16 / sizeof(T); // values that are copied at once where rows are aligned
+    constexpr int WIDE = 4; // values that are copied at once where rows are aligned
     bool aligned = e % WIDE == 0 && stride % WIDE == 0 && (uintptr_t)from % 16 == 0;
     for (int i = threadIdx.x; i < rows * (E / WIDE); i += blockDim.x) {
         int row = i / (E / WIDE), column = i % (E / WIDE) * WIDE;
         bool inside = first + row < t;
-        const T *source = from + (size_t)(first + row) * stride + column;
-        T *target = to + row * ld + column;
+        const float *source = from + (size_t)(first + row) * stride + column;
+        float *target = to + row * ld + column;
         if (aligned && inside && column < e) {
             *(uint4 *)target = *(const uint4 *)source;
         } else {
             for (int v = 0; v < WIDE; v++)
-                target[v] = inside && column + v < e ? source[v] : from_float<T>(0.0f);
+                target[v] = inside && column + v < e ? source[v] : 0.0f;
         }
     }
 }

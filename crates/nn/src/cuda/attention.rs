@@ -5,63 +5,106 @@ use super::{
 };
 use crate::kernels::attention::{Dropped, Shape};
 
-/// A module for each type: the driver compiles all of one when the first of its kernels is used.
+/// A module for each type, and for each head size of bf16: the driver compiles all of one when the first of its kernels is
+/// used.
 static F32: Module = module!("attention_f32");
-static BF16: Module = module!("attention_bf16");
+static BF16: [(usize, Module); 5] = [
+    (32, module!("attention_bf16_32")),
+    (64, module!("attention_bf16_64")),
+    (72, module!("attention_bf16_72")),
+    (80, module!("attention_bf16_80")),
+    (128, module!("attention_bf16_128")),
+];
+static DELTA: Module = module!("attention_delta");
 
-/// Rows of its own that a block has, and its threads: `OWN` and `BLOCK` in `cuda/attention.cuh`.
-const OWN: usize = 64;
+/// Threads of a block: `BLOCK` in `cuda/attention.cuh`.
 const BLOCK: u32 = 128;
 
-/// Sizes for which there are kernels: the widest head, and rows of the other side in a tile of f32 and of bf16, for dK and
-/// dV of bf16 at last.
-const SIZES: [(usize, usize, usize, usize); 4] = [
-    (32, 32, 64, 64),
-    (64, 32, 64, 64),
-    (80, 32, 64, 32),
-    (128, 32, 64, 32),
-];
+/// What a block of a kernel has in shared memory: `Chosen` in `cuda/attention_f32.cu` and `cuda/attention_mma.cuh`.
+#[derive(Debug, Clone, Copy)]
+struct Tiles {
+    /// Its own rows.
+    own: usize,
+    /// Rows of the other side at once.
+    columns: usize,
+    /// Matrices of its own rows; of the other side there are two, in bf16 twice.
+    matrices: usize,
+    /// Numbers for each row of the other side.
+    numbers: usize,
+}
+
+impl Tiles {
+    const fn new(own: usize, columns: usize, matrices: usize, numbers: usize) -> Self {
+        Self {
+            own,
+            columns,
+            matrices,
+            numbers,
+        }
+    }
+}
 
 /// The kernels for a head size and a type.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 struct Kernels {
+    module: &'static Module,
     widest: usize,
-    columns: usize,
-    columns_dkv: usize,
     dtype: DType,
+    forward: Tiles,
+    dq: Tiles,
+    dkv: Tiles,
 }
 
 impl Kernels {
     fn of(e: usize, dtype: DType) -> Option<Self> {
-        let &(widest, f32, bf16, bf16_dkv) = SIZES.iter().find(|size| e <= size.0)?;
-        let (columns, columns_dkv) = match dtype {
-            DType::F32 => (f32, f32),
-            DType::BF16 => (bf16, bf16_dkv),
-            _ => return None,
-        };
-        Some(Self {
-            widest,
-            columns,
-            columns_dkv,
-            dtype,
-        })
-    }
-
-    /// Bytes of shared memory with tiles of `columns` rows: `Shared` in `cuda/attention.cuh`.
-    fn shared(self, columns: usize) -> usize {
-        let size = self.dtype.size_in_bytes();
-        let pad = 16 / size;
-        let tiles = 2 * (OWN + columns) * (self.widest + pad) * size;
-        let weights = OWN * (columns + pad) * size;
-        let scores = OWN * (columns + 4) * size_of::<f32>();
-        tiles + weights + scores
-    }
-
-    fn module(self) -> &'static Module {
-        match self.dtype {
-            DType::BF16 => &BF16,
-            _ => &F32,
+        match dtype {
+            DType::F32 => {
+                let all = Tiles::new(64, 32, 2, 0);
+                Some(Self {
+                    module: &F32,
+                    widest: [32, 64, 80, 128].into_iter().find(|&widest| e <= widest)?,
+                    dtype,
+                    forward: all,
+                    dq: all,
+                    dkv: all,
+                })
+            }
+            DType::BF16 => {
+                let (widest, module) = BF16.iter().find(|(widest, _)| e <= *widest)?;
+                let (columns, own) = if *widest <= 80 { (64, 128) } else { (32, 64) };
+                Some(Self {
+                    module,
+                    widest: *widest,
+                    dtype,
+                    forward: Tiles::new(128, columns, 1, 0),
+                    dq: Tiles::new(own, 32, 2, 0),
+                    dkv: Tiles::new(own, 32, 2, 2),
+                })
+            }
+            _ => None,
         }
+    }
+
+    /// Bytes of shared memory: `Shared` in `cuda/attention_fma.cuh` and `cuda/attention_tiles.cuh`.
+    fn shared(self, tiles: Tiles) -> usize {
+        let Tiles { own, columns, .. } = tiles;
+        if self.dtype == DType::BF16 {
+            let row = (self.widest.next_multiple_of(16) + 8) * 2;
+            let numbers = 2 * tiles.numbers * columns * size_of::<f32>();
+            return (tiles.matrices * own + 4 * columns) * row + numbers;
+        }
+        let matrices = 2 * (own + columns) * (self.widest + 4);
+        let weights_and_scores = 2 * own * (columns + 4);
+        (matrices + weights_and_scores) * size_of::<f32>()
+    }
+
+    /// The most that any of the kernels takes.
+    fn most_shared(self) -> usize {
+        let all = [self.forward, self.dq, self.dkv];
+        all.map(|tiles| self.shared(tiles))
+            .into_iter()
+            .max()
+            .unwrap_or(0)
     }
 
     fn name(self, what: &str) -> Result<String> {
@@ -73,7 +116,7 @@ impl Kernels {
 pub(crate) fn fits(device: &CudaDevice, e: usize, dtype: DType) -> Result<bool> {
     match Kernels::of(e, dtype) {
         None => Ok(false),
-        Some(kernels) => Ok(kernels.shared(kernels.columns) <= most_shared(device)?),
+        Some(kernels) => Ok(kernels.most_shared() <= most_shared(device)?),
     }
 }
 
@@ -96,7 +139,7 @@ impl<'a> Problem<'a> {
     fn launch<'b>(
         &self,
         what: &str,
-        columns: usize,
+        tiles: Tiles,
         mut args: Vec<Arg<'b>>,
         like: View<'_>,
     ) -> Result<()>
@@ -114,13 +157,13 @@ impl<'a> Problem<'a> {
             Arg::F32(self.kept),
         ]);
         let grid = Grid {
-            blocks: [t.div_ceil(OWN), heads, self.batch],
+            blocks: [t.div_ceil(tiles.own), heads, self.batch],
             threads: (BLOCK, 1),
-            shared: self.kernels.shared(columns),
+            shared: self.kernels.shared(tiles),
         };
         launch(
             like.device(),
-            self.kernels.module(),
+            self.kernels.module,
             &self.kernels.name(what)?,
             grid,
             args,
@@ -177,7 +220,7 @@ pub(crate) fn forward(
         let mut out = unwritten(qkv.device(), n, qkv.dtype())?;
         let mut lse = unwritten(qkv.device(), problem.rows(), DType::F32)?;
         let args = vec![Arg::In(qkv), Arg::out(&mut out), Arg::out(&mut lse)];
-        problem.launch("attention", problem.kernels.columns, args, qkv)?;
+        problem.launch("attention", problem.kernels.forward, args, qkv)?;
         Ok((out, tensor(lse, problem.rows())))
     })
 }
@@ -205,11 +248,12 @@ pub(crate) fn backward(
                 Arg::count(problem.rows())?,
             ];
             let name = typed("attention_delta", &[x.dtype()])?;
-            launch(x.device(), problem.kernels.module(), &name, Grid::warps(problem.rows()), args)?;
+            let grid = Grid::threads([problem.rows().div_ceil(32), 1, 1], 256);
+            launch(x.device(), &DELTA, &name, grid, args)?;
             let mut dqkv = unwritten(x.device(), 3 * problem.rows() * shape.e, x.dtype())?;
-            for (what, columns) in [
-                ("attention_dq", problem.kernels.columns),
-                ("attention_dkv", problem.kernels.columns_dkv),
+            for (what, tiles) in [
+                ("attention_dq", problem.kernels.dq),
+                ("attention_dkv", problem.kernels.dkv),
             ] {
                 let args = vec![
                     Arg::In(x),
@@ -218,7 +262,7 @@ pub(crate) fn backward(
                     Arg::In(View::whole(&delta)),
                     Arg::out(&mut dqkv),
                 ];
-                problem.launch(what, columns, args, x)?;
+                problem.launch(what, tiles, args, x)?;
             }
             Ok(dqkv)
         })?

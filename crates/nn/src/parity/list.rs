@@ -63,7 +63,7 @@ fn dropout_of(samples: usize) -> Result<ops::Dropout> {
 
 /// Head sizes of every kernel, also such as fill none or are not aligned; tokens below, at and above a tile.
 fn attention(list: &mut List) {
-    for e in [32, 64, 72, 128] {
+    for e in [32, 64, 72, 80, 128] {
         for (b, t, heads) in [(2, 1, 2), (1, 17, 3), (2, 64, 1), (1, 256, 1)] {
             let name = format!("attention B{b} T{t} H{heads} E{e}");
             list.add(&name, &[&[b, t, 3 * heads * e]], move |x| {
@@ -83,7 +83,7 @@ fn attention(list: &mut List) {
         &[&[1, 150, 3 * 64]],
         |x| ops::attention(&(&x[0] * 4.0)?, 1),
     );
-    for (b, t, heads, e) in [(2, 33, 2, 24), (1, 90, 2, 72)] {
+    for (b, t, heads, e) in [(2, 33, 2, 24), (1, 90, 2, 72), (1, 150, 1, 128)] {
         let name = format!("attention B{b} T{t} H{heads} E{e}, dropped");
         list.add(&name, &[&[b, t, 3 * heads * e]], move |x| {
             ops::attention_dropped(&x[0], heads, &dropout_of(b)?)

@@ -3,6 +3,8 @@
 #include <cuda_bf16.h>
 #include <mma.h>
 
+#include "emulator/tensor_cores.hpp"
+
 extern "C" __global__ void axpy(unsigned n, float a, const float *x, float *y) {
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] += a * x[i];
@@ -58,6 +60,27 @@ extern "C" __global__ void tensor_product(const __nv_bfloat16 *a, const __nv_bfl
     wmma::mma_sync(sum, tile_a, tile_b, sum);
     for (int i = 0; i < sum.num_elements; i++) sum.x[i] *= 2.0f;
     wmma::store_matrix_sync(c, sum, 16, wmma::mem_row_major);
+}
+
+// c = a b for 16x16 tiles, both by rows, with fragments whose lanes are documented. What is copied before it is waited for
+// goes to `early`.
+extern "C" __global__ void fragments(const __nv_bfloat16 *a, const __nv_bfloat16 *b, float *c, float *early) {
+    __shared__ __align__(16) __nv_bfloat16 tile_a[256], tile_b[256];
+    unsigned lane = threadIdx.x, at = lane % 16 * 16 + lane / 16 * 8;
+    Copies copies;
+    copies.begin<16>(tile_a + lane * 8, a + lane * 8, true);
+    copies.begin<16>(tile_b + lane * 8, b + lane * 8, true);
+    early[lane] = tile_a[lane * 8];
+    copies.wait();
+    __syncwarp();
+    unsigned left[4], right[4];
+    load_matrices(left, tile_a + at);
+    load_transposed(right, tile_b + at);
+    for (int half = 0; half < 2; half++) {
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        mma_16x8x16(sum, left, right[2 * half], right[2 * half + 1]);
+        for (int i = 0; i < 4; i++) c[(lane / 4 + i / 2 * 8) * 16 + half * 8 + lane % 4 * 2 + i % 2] = sum[i];
+    }
 }
 
 extern "C" __global__ void reads_before_writing(float *out) {

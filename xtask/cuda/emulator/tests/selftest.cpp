@@ -20,10 +20,11 @@ std::string entry(const std::string &name, const std::string &parameters, const 
 std::string ptx() {
     return "// A comment, as nvcc writes one\n.version 9.0\n.target sm_90\n.address_size 64\n" + entry("axpy", "ufpp") +
            entry("reverse", "pp") + entry("sums", "pp", ".maxntid 128, 1, 1\n") + entry("count", "pp") +
-           entry("tensor_product", "ppp") + entry("reads_before_writing", "p") + entry("barrier_for_some", "p") +
-           entry("two_barriers", "p") + entry("shuffles_apart", "p") + entry("past_shared_memory", "p") +
-           entry("asserts", "p") + entry("past_the_end", "up") + entry("without_barrier", "p") +
-           entry("shuffle_for_order", "p") + entry("without_race", "p") + entry("without_code", "p") +
+           entry("tensor_product", "ppp") + entry("fragments", "pppp") + entry("reads_before_writing", "p") +
+           entry("barrier_for_some", "p") + entry("two_barriers", "p") + entry("shuffles_apart", "p") +
+           entry("past_shared_memory", "p") + entry("asserts", "p") + entry("past_the_end", "up") +
+           entry("without_barrier", "p") + entry("shuffle_for_order", "p") + entry("without_race", "p") +
+           entry("without_code", "p") +
            // Declared otherwise than the plug-in has it.
            ".visible .entry changed(.param .u64 changed_param_0) { ret; }\n";
 }
@@ -91,6 +92,21 @@ void right_results() {
             good &= out[row * 16 + column] == float(2 * sum);
         }
     expect(good, "wmma: a by rows, b by columns, an element-wise step");
+
+    Buffer<float> early(std::vector<float>(32));
+    MUST(launch("fragments", 1, 32, 0, tile_a.address, tile_b.address, tile_c.address, early.address));
+    out = tile_c.read();
+    good = true;
+    for (int row = 0; row < 16; row++)
+        for (int column = 0; column < 16; column++) {
+            int sum = 0;
+            for (int k = 0; k < 16; k++) sum += ((row * 16 + k) % 7 - 3) * ((k * 16 + column) % 5 - 2);
+            good &= out[row * 16 + column] == float(sum);
+        }
+    expect(good, "ldmatrix and mma: a by rows, b transposed on the way");
+    good = true;
+    for (float found : early.read()) good &= std::isnan(found);
+    expect(good, "what is copied is not there before it is waited for");
 
     Buffer<float> undefined(std::vector<float>(4));
     MUST(launch("reads_before_writing", 1, 4, 0, undefined.address));
