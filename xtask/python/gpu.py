@@ -115,11 +115,15 @@ def environment(args):
     }
 
 
+def left(args):
+    """Seconds until the deadline; no wait may be longer than a day."""
+    return min(max(args.ends - time.monotonic(), 0), 86400)
+
+
 def parity(binary, args):
     command = [binary, "bench", "parity", "--device", "cuda", *([] if args.tiny else ["--large"])]
-    left = max(args.ends - time.monotonic(), 0)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(args), check=False, timeout=left)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(args), check=False, timeout=left(args))
         out, errors, code = done.stdout, done.stderr, done.returncode
     except subprocess.TimeoutExpired as late:
         out, errors, code = (late.stdout or b"").decode(), "the time was over", None
@@ -181,9 +185,9 @@ class Cases:
     def prepare(self, folder, kind, flags, batch):
         began = time.perf_counter()
         command = [self.binary, "bench", "prepare", str(folder), "--kind", kind, "--batch", str(batch), "--micro-batches", "1", *flags]
-        left = max(self.args.ends - time.monotonic(), 0)
+        environ = environment(self.args)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, env=environment(self.args), check=False, timeout=left)
+            done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False, timeout=left(self.args))
         except subprocess.TimeoutExpired:
             raise gpu_turns.OutOfTime from None
         if done.returncode:

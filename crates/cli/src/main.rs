@@ -89,7 +89,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The command line, with the settings of `--config`, and what of it decides how much memory is taken. Ends the process where clap does: help, version, bad usage.
+/// The command line, with the settings of `--config`, and what of it decides how much memory is taken. Ends the process
+/// where clap does: help, version, bad usage.
 fn parse() -> anyhow::Result<(Cli, Flags)> {
     let mut command = negative_numbers_are_values(Cli::command());
     let arguments = config_file::with_config_file(std::env::args_os().collect(), &command)?;

@@ -1,6 +1,6 @@
 use candle_core::{DType, Device, Tensor};
 
-use crate::{BlockCall, BlockPlan, BlockStack, Error, Plan, Result, Rows};
+use crate::{BlockCall, BlockPlan, BlockStack, Error, Index, Plan, Result, Rows};
 
 /// A block's column of a mask, and what the host knows of it.
 #[derive(Debug, Clone)]
@@ -47,14 +47,6 @@ impl Gate {
         let shape = (self.mask.elem_count(), 1, 1);
         Ok(self.mask.reshape(shape)?.to_dtype(h.dtype())?)
     }
-}
-
-/// Samples of a batch, (R,) u32.
-struct Index {
-    /// For what is looked up there.
-    host: Tensor,
-    /// Where the tensors are.
-    device: Tensor,
 }
 
 /// How a batch parts at a block: into the samples that are kept and those that are dropped, if there are any.
@@ -199,7 +191,7 @@ pub(crate) fn exact_blend<S: BlockStack>(
         return kept_rows(&call.all(h)?, h, &m);
     };
     let h_dropped = call.pick(h, &dropped.device)?; // (R0, T, D)
-    let shadow = call.rows_untracked(untracked, &h_dropped, &dropped.host)?;
+    let shadow = call.rows_untracked(untracked, &h_dropped, dropped)?;
     let Some(kept) = &split.kept else {
         return dropped_rows(&shadow, &h_dropped, &m);
     };
@@ -210,7 +202,7 @@ pub(crate) fn exact_blend<S: BlockStack>(
         kept: Part {
             index: &kept.device,
             before: &h_kept,
-            after: &call.rows(&h_kept, &kept.host)?,
+            after: &call.rows(&h_kept, kept)?,
         },
         dropped: Part {
             index: &dropped.device,

@@ -21,7 +21,7 @@ pub use plan::{BlockPlan, Plan, Trace, run, run_exact};
 pub use rng::{StepRng, stream};
 pub use selection::{Group, GroupDecision, Selection};
 pub use stack::{
-    BlockCall, BlockStack, LatentBatch, LatentQuery, Rows, TokenDenoiser, TokenQuery, walk,
+    BlockCall, BlockStack, Index, LatentBatch, LatentQuery, Rows, TokenDenoiser, TokenQuery, walk,
 };
 pub use state_dict::{ParamSpec, StateDict, check_shapes};
 pub use width::{GroupRows, WidthGroups, WidthPart, values_f64};

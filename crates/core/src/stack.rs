@@ -7,8 +7,21 @@ pub trait Rows: Sized {
     /// The samples named by `index` (R,) u32, in that order. It may be on the CPU, whatever the values are on: there its
     /// numbers can be read without waiting for a GPU.
     fn select(&self, index: &Tensor) -> Result<Self>;
+    /// As [`select`](Self::select) where the index is known on the CPU and on the values' device.
+    fn select_by(&self, index: &Index) -> Result<Self> {
+        self.select(&index.host)
+    }
     /// The same values, cut off from the autograd graph.
     fn detach(&self) -> Self;
+}
+
+/// Samples of a batch, (R,) u32, in both places.
+#[derive(Debug, Clone)]
+pub struct Index {
+    /// On the CPU, for what is looked up there.
+    pub host: Tensor,
+    /// Where the batch is.
+    pub device: Tensor,
 }
 
 impl Rows for Tensor {
@@ -132,14 +145,18 @@ impl<S: BlockStack> BlockCall<'_, S> {
     }
 
     /// Runs the block on some samples: `h_rows` (R, T, D) are the samples `index` (R,) of the batch.
-    pub fn rows(&self, h_rows: &Tensor, index: &Tensor) -> Result<Tensor> {
-        self.net.block(self.i, h_rows, &self.cond.select(index)?)
+    pub fn rows(&self, h_rows: &Tensor, index: &Index) -> Result<Tensor> {
+        self.net.block(self.i, h_rows, &self.cond.select_by(index)?)
     }
 
     /// As [`rows`](Self::rows), recording nothing: `untracked` is the same net built on detached
     /// weights, so the result has no graph and keeps no activations.
-    pub fn rows_untracked(&self, untracked: &S, h_rows: &Tensor, index: &Tensor) -> Result<Tensor> {
-        untracked.block(self.i, &h_rows.detach(), &self.cond.detach().select(index)?)
+    pub fn rows_untracked(&self, untracked: &S, h_rows: &Tensor, index: &Index) -> Result<Tensor> {
+        untracked.block(
+            self.i,
+            &h_rows.detach(),
+            &self.cond.detach().select_by(index)?,
+        )
     }
 }
 

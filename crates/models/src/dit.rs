@@ -3,7 +3,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{
-    BlockLayout, BlockStack, Error, LatentQuery, ParamSpec, Parts, Result, Rows, StateDict,
+    BlockLayout, BlockStack, Error, Index, LatentQuery, ParamSpec, Parts, Result, Rows, StateDict,
     StepRng, stream,
 };
 use tinyfusion_nn::layers::{
@@ -417,6 +417,10 @@ impl Rows for DiTCond {
             rows: Some(rows),
             ..self.clone()
         })
+    }
+
+    fn select_by(&self, index: &Index) -> Result<Self> {
+        self.select(&index.device)
     }
 
     fn detach(&self) -> Self {

@@ -2,7 +2,7 @@
 //!
 //! candle's own backward starts every gradient as a tensor of zeros and adds each contribution into a new
 //! tensor, so a weight's gradient is written four times and lives twice. Here the products that form the
-//! gradients of linear layers write into one buffer per variable, which is kept from step to step; what else
+//! gradients of linear layers write into one buffer per variable, which a CPU keeps from step to step; what else
 //! candle finds is added to the same buffers.
 
 use std::cell::{Cell, RefCell};

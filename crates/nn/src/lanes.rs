@@ -1,6 +1,7 @@
 use std::any::Any;
 use std::sync::Mutex;
 
+use candle_core::Device;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tinyfusion_core::{Error, Result};
 
@@ -9,7 +10,11 @@ use tinyfusion_core::{Error, Result};
 /// Much of a small model's pass is memory-bound single-threaded work inside candle, so two half batches on
 /// two cores beat one whole batch that forks at every operation.
 #[derive(Debug)]
-pub struct Lanes(Vec<ThreadPool>);
+pub struct Lanes {
+    pools: Vec<ThreadPool>,
+    /// What the work computes on.
+    device: Device,
+}
 
 impl Lanes {
     /// At most `most` lanes, and no more than the current pool has threads.
@@ -24,7 +29,20 @@ impl Lanes {
                 .build()
                 .map_err(|e| Error::run(format!("no worker threads: {e}")))
         };
-        Ok(Self((0..lanes).map(|_| pool()).collect::<Result<_>>()?))
+        Ok(Self {
+            pools: (0..lanes).map(|_| pool()).collect::<Result<_>>()?,
+            device: Device::Cpu,
+        })
+    }
+
+    /// The same for work on `device`: a GPU's context is made that of each thread, which candle leaves to the calls that
+    /// copy, allocate or launch and needs before.
+    #[must_use]
+    pub fn on(self, device: &Device) -> Self {
+        Self {
+            device: device.clone(),
+            ..self
+        }
     }
 
     /// `work` on every item, results in the order of the items. After an error or a panic no further item is begun, and
@@ -38,12 +56,15 @@ impl Lanes {
         let results = Mutex::new(Vec::new());
         let take = || queue.lock().ok()?.next();
         std::thread::scope(|scope| {
-            for pool in &self.0 {
+            for pool in &self.pools {
                 let (take, work, results, queue) = (&take, &work, &results, &queue);
                 scope.spawn(move || {
                     pool.install(|| {
                         while let Some((at, item)) = take() {
-                            let work = std::panic::AssertUnwindSafe(|| work(item));
+                            let work = std::panic::AssertUnwindSafe(|| {
+                                bind(&self.device)?;
+                                work(item)
+                            });
                             let result = std::panic::catch_unwind(work)
                                 .unwrap_or_else(|panic| Err(panicked(&*panic)));
                             if result.is_err()
@@ -65,6 +86,17 @@ impl Lanes {
         results.sort_by_key(|(at, _)| *at);
         results.into_iter().map(|(_, result)| result).collect()
     }
+}
+
+#[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps))]
+fn bind(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        use candle_core::cuda_backend::WrapErr;
+        cuda.cuda_stream().context().bind_to_thread().w()?;
+    }
+    let _ = device;
+    Ok(())
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> Error {

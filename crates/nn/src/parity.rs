@@ -54,8 +54,8 @@ impl Check {
     }
 }
 
-/// Differences over the largest value that rounding explains.
-fn allowed(dtype: DType) -> f64 {
+/// Differences, relative to what they are compared with, that rounding explains.
+pub fn allowed(dtype: DType) -> f64 {
     match dtype {
         DType::BF16 => 2e-2,
         _ => 1e-4,

@@ -163,10 +163,10 @@ impl Tape {
             if let Some(gradient) = found.remove(&out.id()) {
                 let first = args.first().map(Tensor::id);
                 let so_far = first.and_then(|id| Some((id, found.remove(&id)?)));
-                SO_FAR.set(so_far);
-                let gradients = op.backward(&args, &out, &gradient)?;
-                found.extend(SO_FAR.take()); // what the operation has not added to
-                for (arg, gradient) in args.iter().zip(gradients) {
+                let before = SO_FAR.replace(so_far);
+                let gradients = op.backward(&args, &out, &gradient);
+                found.extend(SO_FAR.replace(before)); // what the operation has not added to
+                for (arg, gradient) in args.iter().zip(gradients?) {
                     self.spread(&mut found, arg, gradient)?;
                 }
             }

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a test may panic and says what it skips
 
 use candle_core::{DType, Device, Tensor, Var};
-use tinyfusion_nn::{ops, parity};
+use tinyfusion_nn::{Lanes, ops, parity};
 
 fn gpu() -> Option<Device> {
     match Device::new_cuda(0) {
@@ -155,4 +155,15 @@ fn extreme_inputs_stay_finite_and_nan_is_not_hidden() {
             assert!(flat(y).iter().all(|v| v.is_finite()));
         }
     }
+}
+
+/// candle looks a kernel up without making the GPU's context that of the thread.
+#[test]
+fn work_of_lanes_may_begin_with_any_operation() {
+    let Some(device) = gpu() else { return };
+    let x = Tensor::ones(3, DType::F32, &device).unwrap();
+    let doubled = |()| Ok((&x * 2.0)?.to_vec1::<f32>()?);
+    assert_eq!(doubled(()).unwrap(), [2.0; 3]);
+    let lanes = Lanes::new(1).unwrap().on(&device);
+    assert_eq!(lanes.run(vec![()], doubled).unwrap(), [[2.0; 3]]);
 }

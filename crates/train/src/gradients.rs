@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use tinyfusion_core::{Error, Result};
 use tinyfusion_nn::update::{Scale, clip_on_device, sum_of_squares};
 use tinyfusion_nn::{Gradients, Lanes};
@@ -113,7 +113,7 @@ impl Workers {
     pub(crate) fn new(lanes: usize, vars: &[&Var]) -> Result<Self> {
         let sums = (0..lanes.max(1)).map(|_| Gradients::new(vars)).collect();
         Ok(Self {
-            lanes: Lanes::new(lanes)?,
+            lanes: Lanes::new(lanes)?.on(vars.first().map_or(&Device::Cpu, |v| v.device())),
             sums,
         })
     }

@@ -305,7 +305,7 @@ impl Lt {
     }
 }
 
-/// Workspace for one product alone: every thread has a stream of its own, and products of several run at the same time. It
+/// Workspace for one product alone: where threads have streams of their own, products of several run at the same time. It
 /// comes from the device's pool, which hands the same memory to the stream's next product.
 fn scratch(device: &CudaDevice, bytes: usize) -> Result<CudaSlice<u8>> {
     // SAFETY: u8 holds any bits, and nothing but the product reads them.

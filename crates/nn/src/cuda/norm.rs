@@ -1,4 +1,4 @@
-use candle_core::{CudaStorage, DType, Result, Tensor};
+use candle_core::{CudaStorage, DType, Result, Tensor, bail};
 
 use crate::kernels::matmul::Into;
 use crate::tape::found_so_far;
@@ -87,6 +87,13 @@ fn backward(
         rows.launch("layer_norm_backward", (x, scale, dy.dtype()), args)
     };
     match found_so_far(of) {
+        Some(onto) if onto.dims() != of.dims() || onto.dtype() != of.dtype() => bail!(
+            "a norm's input {:?} of {:?} has a gradient {:?} of {:?}",
+            of.dims(),
+            of.dtype(),
+            onto.dims(),
+            onto.dtype()
+        ),
         Some(onto) => on_gpu!(&onto => onto; run(Arg::In(onto)))?,
         None => run(Arg::Null)?,
     }

@@ -1,4 +1,5 @@
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+use tinyfusion_core::{Part, Parts};
 
 use super::training::{adamw, blocks, clipping};
 use super::{Check, Wanted, agree, random};
@@ -11,6 +12,7 @@ pub fn checks() -> Vec<Check> {
     norms(&mut list);
     elementwise(&mut list);
     linear(&mut list);
+    blend(&mut list);
     inference(&mut list);
     list.0.extend(mixed());
     list.0.extend([DType::F32, DType::BF16].map(blocks));
@@ -123,6 +125,48 @@ fn norms(list: &mut List) {
             |x| ops::modulate(&x[0], &x[1], 2, 0),
         );
     }
+}
+
+/// Of five samples three are kept; samples of few values, of a number that is no multiple of 4 or 8, and of more than one
+/// block of threads adds up.
+fn blend(list: &mut List) {
+    for (t, d) in [(1, 3), (5, 17), (9, 8), (70, 256)] {
+        let (all, kept): (&[usize], &[usize]) = (&[5, t, d], &[3, t, d]);
+        list.add(&format!("pick B5 R3 T{t} D{d}"), &[all], |x| {
+            ops::pick(&x[0], &index(&[4, 0, 3], &x[0])?).map_err(candle_core::Error::wrap)
+        });
+        let name = format!("join B5 R3 T{t} D{d}");
+        list.add(&name, &[all, kept, &[5, 1, 1]], move |x| {
+            let (h, like) = (&x[0], |t: Tensor| {
+                t.to_device(x[0].device())?.to_dtype(x[0].dtype())
+            });
+            let past = like(random(&[2, t, d], 7)?.to_dtype(DType::BF16)?)?;
+            let (kept, dropped) = (index(&[4, 0, 3], h)?, index(&[1, 2], h)?);
+            // Ones and zeros with the gradient of a variable.
+            let of = like(Tensor::new(&[1f32, 0.0, 0.0, 1.0, 1.0], &Device::Cpu)?)?;
+            let mask = ((&x[2] - x[2].detach())? + of.reshape((5, 1, 1))?)?;
+            ops::join(&Parts {
+                h,
+                mask: &mask,
+                kept: Part {
+                    index: &kept,
+                    before: &h.index_select(&kept, 0)?,
+                    after: &x[1],
+                },
+                dropped: Part {
+                    index: &dropped,
+                    before: &h.index_select(&dropped, 0)?,
+                    after: &past,
+                },
+                place: &index(&[1, 3, 4, 2, 0], h)?,
+            })
+            .map_err(candle_core::Error::wrap)
+        });
+    }
+}
+
+fn index(samples: &[u32], of: &Tensor) -> Result<Tensor> {
+    Tensor::new(samples, of.device())
 }
 
 fn elementwise(list: &mut List) {

@@ -1,3 +1,4 @@
+use candle_core::Device;
 use tinyfusion_core::{BlockStack, Plan, Result};
 use tinyfusion_diffusion::Objective;
 use tinyfusion_nn::Lanes;
@@ -17,7 +18,8 @@ where
     S: BlockStack + Sync,
     O: Objective<S> + Sync,
 {
-    let lanes = Lanes::new(subject.lanes)?;
+    let device = subject.weights.iter().next().map(|(_, t)| t.device());
+    let lanes = Lanes::new(subject.lanes)?.on(device.unwrap_or(&Device::Cpu));
     let (net, objective, passed) = (subject.net, subject.objective, subject.passed);
     for k in 0..subject.batch_count {
         let draw = subject.draw(k)?;

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use candle_core::Var;
+use candle_core::{Device, Var};
 use serde::{Deserialize, Serialize};
 use tinyfusion_core::{
     BlockStack, Error, Plan, Result, StepRng, WidthGroups, run, stream, values_f64,
@@ -191,7 +191,7 @@ where
             net,
             objective,
             variables,
-            pools: Lanes::new(config.lanes)?,
+            pools: Lanes::new(config.lanes)?.on(vars.first().map_or(&Device::Cpu, |v| v.device())),
             lanes: lanes.collect(),
             sums: vars.iter().map(|v| vec![0.0; v.elem_count()]).collect(),
         })

@@ -327,10 +327,12 @@ fn draw<F: Family>(args: &Args, stop: &Stop) -> Result<()> {
     };
     let started = Instant::now();
     // Batches side by side, one a core: candle's own operations use one core each.
-    Lanes::new(compute.lanes(batches.len()))?.run(batches, |numbers| {
-        let batch = job.batch(numbers.clone())?;
-        parts.save(numbers, &batch)
-    })?;
+    Lanes::new(compute.lanes(batches.len()))?
+        .on(&compute.device)
+        .run(batches, |numbers| {
+            let batch = job.batch(numbers.clone())?;
+            parts.save(numbers, &batch)
+        })?;
     let seconds = started.elapsed().as_secs_f64();
     job.progress.finish();
     files.write(settings, missing, seconds)?;

@@ -54,14 +54,6 @@ impl Check {
     }
 }
 
-/// What rounding explains.
-fn allowed(dtype: DType) -> f64 {
-    match dtype {
-        DType::BF16 => 2e-2,
-        _ => 1e-4,
-    }
-}
-
 /// Of every group the length of the difference over the length, and of those the largest. (One by one, a tensor whose
 /// gradient is nearly nothing says nothing.)
 fn worst(expected: &Answers, found: &Answers) -> Result<f64> {
@@ -112,7 +104,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         .chain(inference::checks(args.large))
     {
         for (dtype, off) in check.compare(&device) {
-            let found = off.map(|off| (off, allowed(dtype)));
+            let found = off.map(|off| (off, parity::allowed(dtype)));
             failed.extend(report(&check.name, dtype, found)?);
         }
     }
