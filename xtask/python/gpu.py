@@ -7,7 +7,6 @@ the folder. `cargo xtask gpu` packs this file and its neighbours into gpu.pyz.
 """
 
 import argparse
-import ctypes
 import functools
 import hashlib
 import json
@@ -131,7 +130,8 @@ def parity(binary, args):
     failed = [c for c in checks if not c["within"]]
     # A run that came to its end says so by its exit code: 1 where a check failed.
     ended = checks and code == (1 if failed else 0)
-    error = None if ended else (errors.strip().splitlines() or [f"exit code {code}"])[-1]
+    lines = errors.strip().splitlines() or [f"exit code {code}"]
+    error = None if ended else next((line for line in lines if line.startswith("error")), lines[-1])
     return {"checks": checks, "failed": failed, "error": error}
 
 
@@ -164,7 +164,8 @@ class Cases:
         for part in ("model", "student", "selection.json", "batch.safetensors"):
             link = folder / part
             if (shared / part).exists() and not link.is_symlink():
-                link.symlink_to((shared / part).resolve())
+                # Relative, so that the folder may be moved.
+                link.symlink_to(os.path.relpath(shared / part, folder))
         about = json.loads((shared / "case.json").read_text())
         # Last: what has it is whole.
         (folder / "case.json").write_text(json.dumps({**about, "kind": kind}))
@@ -229,6 +230,7 @@ def run_case(binary, case, folders, args, results):
     wanted = [gpu_turns.Contender(name, command, WARM_UP.get(name, 3)) for name, command in missing(folders.folder(case))]
     place = gpu_turns.Place(args.turn, args.steps, args.ends, environment(args), lambda: free_bytes(args))
     began = time.perf_counter()
+    print(f"{label(case)}: {', '.join(c.name for c in wanted)}: loading and warming up", flush=True)
     gpu_turns.measure(wanted, place, record)
     print(f"{label(case)}: {time.perf_counter() - began:.0f} s", flush=True)
 
@@ -244,15 +246,12 @@ def write(out, results):
 
 def refuse_what_cannot_run():
     """An error before the first minute is spent, where the driver or the libraries are too old for the binary."""
+    # In a process of its own: what is opened here would be PyTorch's, too.
+    command = [sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])"]
+    opens = lambda place: subprocess.run([*command, place], capture_output=True, check=False).returncode == 0  # noqa: E731
     for library in ("libcuda.so.1", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10"):
         folders = [*libraries().split(":"), *os.environ.get("LD_LIBRARY_PATH", "").split(":"), "/usr/local/cuda/lib64"]
-        for place in [library, *(str(Path(folder) / library) for folder in folders if folder)]:
-            try:
-                ctypes.CDLL(place)
-                break
-            except OSError:
-                continue
-        else:
+        if not any(map(opens, [library, *(str(Path(folder) / library) for folder in folders if folder)])):
             raise SystemExit(f"{library} was not found: a driver of the 580 series or newer and the libraries of CUDA 13 are needed")
 
 
@@ -264,20 +263,27 @@ def build_of(binary):
 def torch_version():
     try:
         import torch
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         return None
+    except ImportError as error:
+        raise SystemExit(f"PyTorch is installed and does not load: {error}") from None
     return torch.__version__
 
 
 def opened(args, networks, build):
-    """The results of the folder, which have to be of the same program and settings."""
+    """The results of the folder, which have to be of the same program and settings, on the same machine."""
     file = args.out / "results.json"
-    settings = {"dtype": args.dtype, "device": args.device, "tiny": args.tiny, "networks": [n.name for n in networks], "binary_sha256": build}
+    name, driver = (smi(query, args) for query in ("name", "driver_version"))
+    machine = {"gpu": name, "driver": driver, "torch": torch_version()}
+    names = [n.name for n in networks]
+    settings = {"dtype": args.dtype, "device": args.device, "tiny": args.tiny, "networks": names, "binary_sha256": build}
     if not file.exists():
-        return {"settings": settings, "parity": None, "cases": {}}
+        return {"settings": settings, "machine": machine, "parity": None, "cases": {}}
     results = json.loads(file.read_text())
-    found = results.get("settings", {})
-    for name, value in settings.items():
+    found = {**results.get("settings", {}), **results.get("machine", {})}
+    for name, value in {**settings, **machine}.items():
         if found.get(name) != value:
             raise SystemExit(f"{file} has results of another {name} ({found.get(name)}, here {value}); give another --out")
     return results
@@ -298,6 +304,12 @@ def arguments():
     parser.add_argument("--only", nargs="+", choices=KINDS, metavar="KIND", help="kinds to run: " + ", ".join(KINDS))
     parser.add_argument("--tiny", action="store_true", help="small networks, no probes: a rehearsal")
     args = parser.parse_args()
+    if not os.access(args.binary, os.X_OK) or Path(args.binary).is_dir():
+        parser.error(f"{args.binary} is no program")
+    if args.device == "cpu" and args.dtype == "bf16":
+        parser.error("--dtype bf16 needs a GPU")
+    if args.tiny and args.only and not set(args.only) - set(PROBES):
+        parser.error(f"--tiny leaves {' and '.join(PROBES)} out")
     if args.steps < 1 or args.turn < 1:
         parser.error("--steps and --turn must be at least 1")
     args.dtype = args.dtype or ("bf16" if args.device == "cuda" else "f32")
@@ -312,19 +324,24 @@ def main():
         import peer
 
         return peer.main()
-    args = arguments()
+    try:
+        run(arguments())
+    except KeyboardInterrupt:
+        raise SystemExit("stopped: the same command goes on from here") from None
+
+
+def run(args):
     binary = str(Path(args.binary).resolve())
     networks, samples = (SMALL, FEW) if args.tiny else (NETWORKS, SAMPLES)
     build = build_of(binary)
-    results = opened(args, networks, build)
     if args.device == "cuda":
         refuse_what_cannot_run()
+    results = opened(args, networks, build)
     if torch_version() is None:
         print("PyTorch is not installed: only tinyfusion is timed")
-    name, driver = (smi(query, args) for query in ("name", "driver_version"))
-    results["machine"] = {"gpu": name, "driver": driver, "torch": torch_version()}
     compared = results["parity"]
     if args.device == "cuda" and (not compared or compared["error"] or compared["failed"]):
+        print("comparing every operation and network with the CPU", flush=True)
         compared = results["parity"] = parity(binary, args)
         for check in compared["failed"]:
             print(f"differs from the CPU: {check['check']} in {check['dtype']}: {check['error'] or check['off']}")
@@ -338,13 +355,18 @@ def main():
             run_case(binary, case, folders, args, results)
     except gpu_turns.OutOfTime:
         late = True
-        print("the time is over: the same command goes on from here")
     write(args.out, results)
     if not late and not args.keep:
         folders.remove()
     print(gpu_report.text(results))
     if compared and (compared["failed"] or compared["error"]):
         raise SystemExit(f"parity: {compared['error'] or 'checks failed'}")
+    if late:
+        raise SystemExit("the time is over: the same command goes on from here")
+    programs = [p for case in results["cases"].values() for p in case["programs"].values()]
+    failed = sum("seconds" not in p for p in programs)
+    if failed:
+        raise SystemExit(f"{failed} of {len(programs)} programs failed; the same command tries them again")
 
 
 if __name__ == "__main__":
