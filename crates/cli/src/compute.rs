@@ -182,7 +182,7 @@ impl ComputeOptions {
             Precision::F32 => DType::F32,
             other if device.is_cpu() => {
                 return Err(Error::usage(format!(
-                    "--dtype {} needs a GPU, and there is none to run on: a CPU computes in f32",
+                    "--dtype {} needs a GPU: a CPU computes in f32",
                     other.name()
                 ))
                 .into());
@@ -208,6 +208,10 @@ fn no_device(name: &str, cause: &candle_core::Error) -> Error {
     let cause = cause.to_string();
     let cause = match cause.lines().next().unwrap_or_default() {
         none if none.contains("CUDA_ERROR_NO_DEVICE") => "no NVIDIA driver or no GPU was found",
+        none if none.contains("CUBLAS_STATUS_NOT_INITIALIZED") => {
+            "cuBLAS does not open; libcublas.so.13 and libcublasLt.so.13 are needed on LD_LIBRARY_PATH, as CUDA 13 or \
+             PyTorch for it brings them"
+        }
         other => other,
     };
     Error::usage(format!(

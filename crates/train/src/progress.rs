@@ -1,9 +1,10 @@
+use std::fmt;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 /// A request to stop at the next step, shared with a signal handler.
 #[derive(Debug, Clone, Default)]
@@ -45,9 +46,13 @@ impl Progress {
     pub fn new(what: &str, total: u64) -> Self {
         let bar = ProgressBar::new(total);
         let style = ProgressStyle::with_template(
-            "{prefix:>12} {bar:40} {pos}/{len} · {elapsed} · {eta} left · {msg}",
+            "{prefix:>12} {bar:40} {pos}/{len} · {elapsed} · {left} · {msg}",
         )
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("left", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let is_done = Some(state.pos()) == state.len();
+            let _ = out.write_str(&left(state.eta(), is_done));
+        });
         bar.set_style(style);
         bar.set_prefix(what.to_string());
         bar.enable_steady_tick(Duration::from_millis(500));
@@ -121,12 +126,32 @@ impl Lines {
         // Not `eprintln!`, which panics where standard error is closed.
         let _ = writeln!(
             std::io::stderr(),
-            "{} {}/{} · {} · {} left{message}",
+            "{} {}/{} · {} · {}{message}",
             self.what,
             bar.position(),
             bar.length().unwrap_or_default(),
             HumanDuration(bar.elapsed()),
-            HumanDuration(bar.eta()),
+            left(bar.eta(), Some(bar.position()) == bar.length()),
         );
+    }
+}
+
+/// The time left. The bar gives none for work under way while it has no estimate: that takes two units.
+fn left(eta: Duration, is_done: bool) -> String {
+    match eta.is_zero() && !is_done {
+        true => "no estimate yet".into(),
+        false => format!("{} left", HumanDuration(eta)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_left_is_said_of_work_that_is_done_alone() {
+        assert_eq!(left(Duration::ZERO, false), "no estimate yet");
+        assert_eq!(left(Duration::ZERO, true), "0 seconds left");
+        assert_eq!(left(Duration::from_secs(120), false), "2 minutes left");
     }
 }
